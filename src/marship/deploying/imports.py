@@ -11,10 +11,9 @@ _MACHINE = {("sys", "platform"), ("sys", "version_info"), ("os", "name")} | {
     ("platform", name) for name in ("system", "machine", "python_implementation")
 }
 """What a file asks before it imports what is for some machines or versions of Python."""
-_MAIN = {
-    ast.dump(ast.parse(text, mode="eval").body)
-    for text in ("__name__ == '__main__'", "'__main__' == __name__")
-}
+_IMPORTERS = {("importlib", "import_module"), ("", "import_module"), ("", "__import__")}
+_FINDERS = {"find_spec", "find_loader"}
+_STEPS = 2
 
 
 def read(source: bytes) -> Iterator[tuple[str, bool]]:
@@ -29,29 +28,28 @@ def read(source: bytes) -> Iterator[tuple[str, bool]]:
     """
     tree = ast.parse(source)
     sought = set(_sought(tree))
-    machine = set(_of_machine(tree))
-    for node, is_optional in _statements(tree, machine):
-        for name in _names(node):
+    for node, is_optional in _statements(tree, _Names(tree)):
+        for name in _imported(node):
             yield name, is_optional or name.partition(".")[0] in sought
 
 
-def _names(node: ast.AST) -> list[str]:
+def _imported(node: ast.AST) -> list[str]:
     """What one part of a file imports by itself."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         is_own = node.level or not node.module
         return [] if is_own else [f"{node.module}.{alias.name}" for alias in node.names]
-    if isinstance(node, ast.Call) and _named(node.func) in ("import_module", "__import__"):
-        name = _first(node)
-        return [] if name is None or name.startswith(".") else [name]
+    if isinstance(node, ast.Call) and _called(node.func) in _IMPORTERS:
+        name = _first(node) or ""
+        return [name] if all(part.isidentifier() for part in name.split(".")) else []
     return []
 
 
 def _sought(tree: ast.AST) -> Iterator[str]:
     """Modules that a file looks for before it imports them: `find_spec("NAME")`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _named(node.func) == "find_spec":
+        if isinstance(node, ast.Call) and _named(node.func) in _FINDERS:
             name = _first(node)
             if name is not None:
                 yield name.partition(".")[0]
@@ -66,58 +64,113 @@ def _first(call: ast.Call) -> str | None:
     return None
 
 
-def _of_machine(tree: ast.AST) -> Iterator[str]:
-    """The file's names for what it asks about its machine: imported, or noted before."""
-    known: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            names = {a.asname or a.name for a in node.names if (node.module, a.name) in _MACHINE}
-            known |= names
-            yield from names
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if _asks_machine(node.value, known):
-                yield from (target.id for target in targets if isinstance(target, ast.Name))
+class _Names:
+    """A file's names for its machine and for absent modules: imported, or noted before.
 
+    Args:
+        tree: The file.
+    """
 
-def _asks_machine(condition: ast.AST, names: set[str]) -> bool:
-    for part in ast.walk(condition):
-        if isinstance(part, ast.Attribute) and (_named(part.value), part.attr) in _MACHINE:
+    def __init__(self, tree: ast.AST) -> None:
+        nodes = list(ast.walk(tree))
+        self._modules: dict[str, str] = {}
+        self._machine: set[str] = set()
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                self._modules |= {a.asname: a.name for a in node.names if a.asname}
+            elif isinstance(node, ast.ImportFrom):
+                asked = [a for a in node.names if (node.module, a.name) in _MACHINE]
+                self._machine |= {a.asname or a.name for a in asked}
+        self._absences = set(_ABSENCES)
+        assigned = [node for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign)]
+        for _ in range(_STEPS):  # one name may be noted by another
+            for node in assigned:
+                self._note(node)
+
+    def _note(self, node: ast.Assign | ast.AnnAssign) -> None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        if node.value is None:
+            return
+        if self.asks_machine(node.value):
+            self._machine |= names
+        if isinstance(node.value, ast.Tuple) and self.has_absence(node.value):
+            self._absences |= names
+
+    def asks_machine(self, condition: ast.AST) -> bool:
+        """Whether a condition is of the machine or the version of Python."""
+        for part in ast.walk(condition):
+            if isinstance(part, ast.Attribute):
+                module = _named(part.value) or ""
+                if (self._modules.get(module, module), part.attr) in _MACHINE:
+                    return True
+            elif isinstance(part, ast.Name) and part.id in self._machine:
+                return True
+        return False
+
+    def has_absence(self, kind: ast.expr | None) -> bool:
+        """Whether errors of this kind, all where none is named, are those of absent modules."""
+        if kind is None:
             return True
-        if isinstance(part, ast.Name) and part.id in names:
-            return True
-    return False
+        kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+        return any(_named(one) in self._absences for one in kinds)
 
 
-def _statements(
-    node: ast.AST, machine: set[str], *, is_optional: bool = False
-) -> Iterator[tuple[ast.AST, bool]]:
+def _statements(tree: ast.AST, names: _Names) -> Iterator[tuple[ast.AST, bool]]:
     """The parts of a file, but those for type checkers and for who runs it itself."""
-    yield node, is_optional
-    is_never = isinstance(node, ast.If) and _is_never(node.test)
-    is_optional = is_optional or _bears_absence(node, machine)
-    for child in node.orelse if is_never else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
-        yield from _statements(child, machine, is_optional=is_optional)
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while waiting:  # not recursive: a sum of a thousand terms is as many parts deep
+        node, is_optional = waiting.pop()
+        yield node, is_optional
+        is_optional = is_optional or _bears_absence(node, names)
+        waiting += [(child, is_optional) for child in _parts(node)]
 
 
-def _is_never(test: ast.expr) -> bool:
-    """Whether a condition is of type checkers, or of `python FILE`."""
-    if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq):
-        return ast.dump(test) in _MAIN
-    return _named(test) == "TYPE_CHECKING"
+def _parts(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of one, but those that no server runs."""
+    always = _always(node.test) if isinstance(node, ast.If) else None
+    if isinstance(node, ast.If) and always is not None:
+        yield from [node.test, *(node.body if always else node.orelse)]
+    else:
+        yield from ast.iter_child_nodes(node)
 
 
-def _bears_absence(node: ast.AST, machine: set[str]) -> bool:
+def _always(test: ast.expr) -> bool | None:
+    """What a condition is on every server; None if it depends."""
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _always(test.operand)
+        return None if inner is None else not inner
+    if isinstance(test, ast.BoolOp):
+        found, ends = {_always(value) for value in test.values}, isinstance(test.op, ast.Or)
+        return ends if ends in found else (None if None in found else not ends)
+    return False if _named(test) == "TYPE_CHECKING" or _is_main(test) else None
+
+
+def _is_main(test: ast.expr) -> bool:
+    """Whether a condition is `__name__ == "__main__"`."""
+    if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq)):
+        return False
+    sides = (test.left, test.comparators[0])
+    found = {
+        side.id if isinstance(side, ast.Name) else getattr(side, "value", "") for side in sides
+    }
+    return found == {"__name__", "__main__"}
+
+
+def _bears_absence(node: ast.AST, names: _Names) -> bool:
     """Whether a statement goes on where an import in it fails, or is not for every machine."""
     if isinstance(node, ast.If | ast.IfExp):
-        return _asks_machine(node.test, machine)
+        return names.asks_machine(node.test)
+    if isinstance(node, ast.BoolOp):
+        return names.asks_machine(node.values[0])
     if isinstance(node, ast.Match):
-        return _asks_machine(node.subject, machine)
+        return names.asks_machine(node.subject)
     if isinstance(node, ast.Try | ast.TryStar):
         return any(
-            bool(_caught(handler.type) & _ABSENCES)
-            and not any(isinstance(part, ast.Raise) for part in ast.walk(handler))
+            names.has_absence(handler.type)
+            and not any(isinstance(part, ast.Raise) for part in handler.body)
             for handler in node.handlers
         )
     if isinstance(node, ast.With):
@@ -125,17 +178,17 @@ def _bears_absence(node: ast.AST, machine: set[str]) -> bool:
         return any(
             isinstance(call, ast.Call)
             and _named(call.func) == "suppress"
-            and any(_caught(given) & _ABSENCES for given in call.args)
+            and any(map(names.has_absence, call.args))
             for call in calls
         )
     return False
 
 
-def _caught(kind: ast.expr | None) -> set[str | None]:
-    """The names of the exceptions that are caught; all where none is named."""
-    if kind is None:
-        return {"Exception"}
-    return {_named(one) for one in (kind.elts if isinstance(kind, ast.Tuple) else [kind])}
+def _called(function: ast.expr) -> tuple[str, str]:
+    """The module that a function is taken from, empty where none is named, and its name."""
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        return function.value.id, function.attr
+    return "", function.id if isinstance(function, ast.Name) else ""
 
 
 def _named(node: ast.expr) -> str | None:

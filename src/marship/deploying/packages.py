@@ -53,7 +53,11 @@ def pinned(archives: Iterable[Archive], *, gpu: bool, has_index: bool = False) -
 
 
 def imported(archive: Archive) -> set[str]:
-    """Modules of others that an archive's handler imports, itself or by what it imports."""
+    """Modules of others that an archive's handler imports, itself or by what it imports.
+
+    Raises:
+        UsageError: One of its files cannot be read.
+    """
     sources = {
         name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): data
         for name, data in archive.python().items()
@@ -67,7 +71,7 @@ def imported(archive: Archive) -> set[str]:
         if module in known or module not in sources:
             continue
         known.add(module)
-        for target, is_optional in imports.read(sources[module]):
+        for target, is_optional in _imports(archive, module, sources[module]):
             parts = target.split(".")
             above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
             if own := [name for name in above if name in sources]:
@@ -75,6 +79,16 @@ def imported(archive: Archive) -> set[str]:
             elif not (is_optional and _owner(target) is None):
                 others.add(_root(target))
     return others - sys.stdlib_module_names - _ONLY_TORCHSERVE - {"marship"}
+
+
+def _imports(archive: Archive, module: str, source: bytes) -> list[tuple[str, bool]]:
+    try:
+        return list(imports.read(source))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{module} in {archive.name} must be Python whose imports can be read, got {error}. "
+            "Package it again."
+        ) from error
 
 
 @cache

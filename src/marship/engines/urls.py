@@ -23,10 +23,10 @@ def opened(url: str, what: str = "a URL") -> tuple[Any, str]:
     import fsspec
 
     try:
-        password = urlsplit(url).password
+        passwords = [urlsplit(part).password for part in url.split("::")]  # one may hold another
     except ValueError as error:  # brackets that are no address
         raise _unreadable(url, what, error) from error
-    if password is not None:
+    if any(password is not None for password in passwords):
         raise UsageError(
             f"{what} must hold no password, since it is kept in the clear. Give it by the "
             "environment, or by a file of fsspec in ~/.config/fsspec."
@@ -63,7 +63,8 @@ def checked(place: str, what: str) -> str:
     except Exception as error:  # each system has errors of its own
         raise _unreadable(place, what, error) from error
     protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
-    if protocols & {"memory", "data"}:
+    named = {part.partition(":")[0] for part in place.split("::")}
+    if (protocols | named) & {"memory", "data"}:
         raise UsageError(f"{what} must be read by all nodes, got {place}, which one process has.")
     return str(path) if "file" in protocols else place
 

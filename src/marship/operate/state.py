@@ -309,7 +309,9 @@ def _adjusted(version: Version, status: ModelStatus) -> list[Change]:
     if entry.workers is None:
         return []
     if {status.min_workers, status.max_workers} != {entry.workers}:
-        return [_change("scale", version, f"workers: {status.min_workers} to {entry.workers}")]
+        least, most = status.min_workers, status.max_workers
+        was = f"{least}" if least == most else f"between {least} and {most}"
+        return [_change("scale", version, f"workers: {was} to {entry.workers}")]
     if status.ready != entry.workers:  # a `scale` was killed, or a worker died
         return [_change("scale", version, f"workers ready: {status.ready} of {entry.workers}")]
     return []

@@ -102,6 +102,24 @@ def test_packages_are_those_that_the_handler_reaches(archive: Path) -> None:
             {"pyyaml"},
         ),
         ("try:\n  import none_such\nexcept* ImportError:\n  import PIL", {"pillow"}),
+        ("import sys as s\nif s.platform == 'a':\n import none_such", set()),
+        ("import sys\nP = sys.platform\nW = P.startswith('w')\nif W:\n import none_such", set()),
+        ("import sys\na = sys.platform == 'win32' and __import__('none_such')", set()),
+        (
+            "try:\n import none_such\nexcept ImportError:\n def f():\n  raise OSError('install')",
+            set(),
+        ),
+        (
+            "try:\n import none_such\nexcept ImportError as e:\n if e.name != 'none':\n  raise",
+            set(),
+        ),
+        ("_E = (ImportError, OSError)\ntry:\n import none_such\nexcept _E:\n pass", set()),
+        ("if not TYPE_CHECKING:\n import yaml\nelse:\n import none_such", {"pyyaml"}),
+        ("if TYPE_CHECKING and X:\n import none_such", set()),
+        ("if __name__ == '__main__' and X:\n import none_such", set()),
+        ("if False:\n import none_such", set()),
+        ("x = 1" + " + 1" * 1500 + "\nimport yaml", {"pyyaml"}),
+        ("import importlib\nimportlib.import_module('')\nself.import_module('a b')", set()),
         ("HAS = find_spec(name='none_such')\nif HAS:\n  import none_such", set()),
         ("import importlib\nyaml = importlib.import_module('yaml')", {"pyyaml"}),
         ("try:\n  a = __import__('none_such')\nexcept ImportError:\n  a = None", set()),
@@ -125,6 +143,9 @@ def test_imports_that_a_host_may_lack_are_no_packages(
     "imports",
     [
         "import none_such",
+        "if not TYPE_CHECKING:\n import none_such",
+        "if TYPE_CHECKING or X:\n import none_such",
+        "if X and Y:\n import none_such",
         "from importlib import import_module\nimport_module('none_such')",
         "import sys\nON = sys.argv\nif ON:\n  import none_such",
         "import sys\nif sys.argv:\n  import none_such",
@@ -136,6 +157,14 @@ def test_imports_that_a_host_needs_must_be_here(imports: str, tmp_path: Path) ->
     """Where the failure is caught to tell of it, too."""
     found = archives.read(write(tmp_path / "lin.mar", {**FILES, "handler.py": imports.encode()}))
     with pytest.raises(UsageError, match="none_such, which lin imports, must be installed here"):
+        packages.pinned([found], gpu=False)
+
+
+@pytest.mark.parametrize("code", [b"import (", b"x = 1" + b" + 1" * 100_000, b"\0"])
+def test_a_file_that_cannot_be_read_is_named(code: bytes, tmp_path: Path) -> None:
+    """In one line."""
+    found = archives.read(write(tmp_path / "lin.mar", {**FILES, "handler.py": code}))
+    with pytest.raises(UsageError, match=r"handler in lin must be Python whose imports can be"):
         packages.pinned([found], gpu=False)
 
 

@@ -70,14 +70,19 @@ class Sampler:
         """Have a long call in each look that it took: workers count it at its end.
 
         Until then a worker that has requests in hand, and has ended no call since the last look, is
-        assumed to run one. What is counted later makes such assumptions good, the latest first; an
-        assumption is forgotten, and its seconds stay, once fewer workers have requests in hand.
+        assumed to run one: since then, or for half of the time if it had none in hand at that look.
+        What is counted later makes such assumptions good, the latest first; an assumption is
+        forgotten, and its seconds stay, once fewer workers have requests in hand. Where calls are
+        shorter than a look, it is taken back for as many workers as have become free.
         """
         counted_s = max(0.0, load.busy_s - before.busy_s)
         ended = max(0, round(load.calls - before.calls))
         span_s, running = self.samples[-1].span_s, min(load.occupied, load.status.ready)
+        more = running - min(before.occupied, before.status.ready)
         is_long = counted_s > ended * span_s
         left_s = counted_s
+        if ended and not is_long:
+            left_s -= self._take_back(min(ended, -more) * span_s, counted_s)
         for index in reversed(range(len(self._assumed_s))):
             own_s = self.samples[index].span_s
             known_s = min(left_s, self._assumed_s[index], ended * own_s) if is_long else 0.0
@@ -88,7 +93,27 @@ class Sampler:
             if left_s <= 0:
                 break
             left_s -= self._fill(index, left_s)
-        self._assumed_s.append(self._fill(len(self.samples) - 1, max(0, running - ended) * span_s))
+        lasting = max(0, running - ended)
+        begun = min(lasting, max(0, more))
+        open_s = (lasting - begun / 2) * span_s
+        self._assumed_s.append(self._fill(len(self.samples) - 1, open_s))
+
+    def _take_back(self, over_s: float, counted_s: float) -> float:
+        """Have what is counted in place of what the look before assumed; returns how much it is.
+
+        Args:
+            over_s: Seconds of a look, for each worker that has become free.
+            counted_s: Of the calls that ended since.
+        """
+        if not self._assumed_s or over_s <= 0:
+            return 0.0
+        index = len(self._assumed_s) - 1
+        assumed_s = min(self._assumed_s[index], over_s)
+        known_s = min(counted_s, assumed_s)
+        one = self.samples[index]
+        self.samples[index] = replace(one, busy_s=one.busy_s - assumed_s + known_s)
+        self._assumed_s[index] -= assumed_s
+        return known_s
 
     def _spread_own(self, seconds: float, ended: int) -> None:
         """Have a long request at the engine's own address in each look that it took.

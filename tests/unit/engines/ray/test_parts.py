@@ -5,9 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,7 +144,17 @@ except ServerError as error:
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:6379", "127.0.0.1:99999", "127.0.0.1:0", ":1", "h:", "h:²"]
+    "address",
+    [
+        "http://127.0.0.1:6379",
+        "127.0.0.1:99999",
+        "127.0.0.1:0",
+        ":1",
+        "h:",
+        "h:²",
+        "a..b:1",
+        f"{'a' * 64}:1",
+    ],
 )
 def test_an_address_has_a_host_and_a_port(address: str) -> None:
     """Said before anything is asked there."""
@@ -152,20 +162,27 @@ def test_an_address_has_a_host_and_a_port(address: str) -> None:
         gcs.checked(address)
 
 
-def answering(data: bytes) -> Iterator[str]:
-    """The address of a server that says this to whoever connects, and then waits for its end."""
-    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that does this with each connection, on a thread."""
+    lines: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
 
-        def answer() -> None:
-            line, _ = server.accept()
-            with line, suppress(ConnectionResetError):
-                line.sendall(data)
-                while line.recv(1 << 16):
-                    pass
+        def serve(line: socket.socket) -> None:
+            with line, suppress(OSError):
+                answer(line)
 
-        answered = pool.submit(answer)
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    lines.append(server.accept()[0])
+                    pool.submit(serve, lines[-1])
+
+        pool.submit(accept)
         yield f"127.0.0.1:{server.getsockname()[1]}"
-        answered.result()
+        for line in (server, *lines):
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(
@@ -181,19 +198,38 @@ def test_another_server_at_the_address(data: bytes, monkeypatch: pytest.MonkeyPa
     """Told at once: Ray would try to reach a cluster there for many minutes."""
     monkeypatch.setattr(gcs, "_RESPONSE_S", 1.0)
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    for address in answering(data):
-        with pytest.raises(
+
+    def say(line: socket.socket) -> None:
+        line.sendall(data)
+        while line.recv(1 << 16):
+            pass
+
+    with (
+        answering(say) as address,
+        pytest.raises(
             NotRunningError, match=f"listen at {address}, got (another server|nothing said)"
-        ):
-            gcs.check_listens(address)
+        ),
+    ):
+        gcs.check_listens(address)
 
 
-@pytest.mark.parametrize("code", [None, grpc.StatusCode.UNAUTHENTICATED])
+@pytest.mark.parametrize(
+    ("code", "is_cluster"),
+    [
+        (None, True),
+        (grpc.StatusCode.UNAUTHENTICATED, True),
+        (grpc.StatusCode.INTERNAL, False),
+        (grpc.StatusCode.UNKNOWN, False),
+        (grpc.StatusCode.NOT_FOUND, False),
+    ],
+)
 def test_a_server_of_grpc_is_a_cluster_if_it_has_ray_s_method(
-    code: grpc.StatusCode | None, monkeypatch: pytest.MonkeyPatch
+    code: grpc.StatusCode | None, is_cluster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it lets this client in is Ray's to tell."""
+    """Whether it lets this client in is Ray's to tell; proxies of HTTP are not asked."""
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # and there is none
 
     def alive(_: bytes, context: grpc.ServicerContext) -> bytes:
         if code is not None:
@@ -210,8 +246,30 @@ def test_a_server_of_grpc_is_a_cluster_if_it_has_ray_s_method(
         handlers = {method: grpc.unary_unary_rpc_method_handler(alive)}
         server.add_registered_method_handlers(service, handlers)
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-        gcs.check_listens(address)
+        for same in (address, address.replace("127.0.0.1", "127.1")):
+            with nullcontext() if is_cluster else pytest.raises(NotRunningError, match="another"):
+                gcs.check_listens(same)
         server.stop(None).wait()
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 500, 503])
+def test_a_server_of_http_2_is_no_cluster(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GRPC has codes for its statuses that a cluster may have, too: the proxy's 401."""
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    fields = b"\x08\x03%d" % status  # :status, as a literal (RFC 7541, 6.2.2)
+    head = len(fields).to_bytes(3) + bytes([1, 5, 0, 0, 0, 1]) + fields  # ends the stream
+
+    def answer(line: socket.socket) -> None:
+        line.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        with line.makefile("rb") as asked:
+            asked.read(24)  # the preface (RFC 9113, 3.4)
+            while frame := asked.read(9):
+                asked.read(int.from_bytes(frame[:3]))
+                if frame[3] == 1:  # the head of the request
+                    line.sendall(head)
+
+    with answering(answer) as address, pytest.raises(NotRunningError, match="another server"):
+        gcs.check_listens(address)
 
 
 @pytest.mark.parametrize("is_gone", [True, False])

@@ -1,6 +1,8 @@
 """From the figures of a server to samples."""
 
+import random
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,26 @@ def test_workers_are_not_busier_than_they_are_many() -> None:
     sampler.look(START, 0.0)
     sampler.look(replace(START, busy_s=40), 1.0)
     assert sampler.samples[0].busy_s == 1.0
+
+
+@pytest.mark.parametrize("took_s", [0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.05, 1.5, 5.0])
+@pytest.mark.parametrize("rate", [0.5, 1.0, 2.0])
+def test_the_seconds_of_calls_are_those_that_they_took(took_s: float, rate: float) -> None:
+    """Whether they are shorter or longer than a look; workers count a quarter second late."""
+    draw, looks, workers = random.Random(7), 600, 16  # noqa: S311  no secret
+    starts = list(accumulate(draw.expovariate(rate) for _ in range(round(looks * rate))))
+    ready = tuple(Worker(str(n), 1, ready=True) for n in range(workers))
+    sampler = Sampler(looks, 60)
+    for now in range(looks):
+        ended = sum(start + took_s <= now - 0.25 for start in starts)
+        running = sum(start <= now < start + took_s for start in starts)
+        load = replace(
+            START, status=replace(STATUS, workers=ready), ongoing=running, occupied=running,
+            calls=ended, busy_s=ended * took_s, requests=ended, took=(), took_s=(),
+        )  # fmt: skip
+        sampler.look(load, float(now))
+    share = sum(sample.busy_s for sample in sampler.samples) / looks
+    assert share == pytest.approx(rate * took_s, rel=0.15)
 
 
 CALLS = st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 40)), min_size=1, max_size=8)
