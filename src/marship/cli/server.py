@@ -193,8 +193,17 @@ def logs(
         console.out.print(entry.text, markup=False, highlight=False, soft_wrap=True)
 
     found = Logs(default.of_home(home).log_files(home), model)
-    for entry in found.new()[-lines:]:
+    entries = found.new()[-lines:]
+    for entry in entries:
         show(entry)
+    if not (entries or follow):
+        about = f" about {model}" if model else ""
+        console.err.print(
+            f"no entries{about}. Names of models: marship models; another server: --home",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if follow:
         with suppress(KeyboardInterrupt):
             for entry in found.follow():

@@ -3,6 +3,9 @@
 import threading
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from marship.cli.app import app
 from marship.operate.logs import Logs
 from waiting import until
 
@@ -44,6 +47,19 @@ def test_what_happened_stands_in_the_order_of_time_without_noise(tmp_path: Path)
     assert found[1].splitlines()[1].startswith("org.pytorch.serve.wlm.WorkerInit")
     assert len(found[1].splitlines()) == 2
     assert found[2:] == [DIED.strip(), line(6, "n ready", "n_m_1.0-stdout").strip()]
+
+
+def test_no_entries_are_told(tmp_path: Path) -> None:
+    """A model's name may be misspelt, or the server have said nothing yet."""
+    (tmp_path / "home" / "logs").mkdir(parents=True)
+    (tmp_path / "home" / "logs" / "server.log").touch()
+    for words, about in (
+        (["--model", "nope"], "no entries about nope. Names"),
+        ([], "no entries. "),
+    ):
+        done = CliRunner().invoke(app, ["logs", "--home", str(tmp_path / "home"), *words])
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert about in done.stderr
 
 
 def test_a_server_that_does_not_start_shows_what_java_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from http import HTTPStatus
 from typing import TypeAlias
 
@@ -102,9 +103,10 @@ class FrontSplit:
         trial.figures.note(default, new)
         if default is None or new is None:
             return
-        loop = asyncio.get_running_loop()
-        found: Likeness = await loop.run_in_executor(None, compare, new, default, trial.order)
-        names = dict(asked.headers)
+        loop, names = asyncio.get_running_loop(), dict(asked.headers)
+        kind = names.get(b"content-type", b"").decode("latin-1")
+        told = partial(compare, new, default, trial.order, request=asked.body, request_type=kind)
+        found: Likeness = await loop.run_in_executor(None, told)
         trial.figures.note_likeness(names.get(b"x-request-id", b"?").decode("latin-1"), found)
 
     @staticmethod

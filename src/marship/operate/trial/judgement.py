@@ -143,10 +143,14 @@ def _unreadable(figures: TrialFigures) -> int:
     """Responses that a program which reads the default version's cannot read.
 
     Where the default version's lists of numbers always have the same lengths, the new one's must;
-    and its keys, where they are always the same.
+    and its keys, where they are always the same; and its rows, where they are always as many as
+    the request's.
     """
     unlike = figures.unlike if figures.lengths else 0
-    return figures.unreadable + unlike + (figures.keyless if figures.keys else 0)
+    keyless = figures.keyless if figures.keys else 0
+    rowless = figures.rowless if figures.follows_rows else 0
+    # one may be of two kinds
+    return min(figures.compared, figures.unreadable + unlike + keyless + rowless)
 
 
 def _default_errors(figures: TrialFigures) -> tuple[float, float]:
@@ -210,7 +214,7 @@ def summary(figures: TrialFigures) -> str:
         if mine is not None and its is not None:
             parts.append(f"p{100 * quantile:g} {mine:.3g} ms ({its:.3g})")
     parts.append(f"{figures.differing} of {figures.compared} differ")
-    if figures.differing:
+    if figures.largest:
         parts[-1] += f", by {figures.largest:.4g} at most"
     if count := _unreadable(figures):
         parts.append(f"{count} have another form")
@@ -245,7 +249,8 @@ def _form_reason(figures: TrialFigures, limits: TrialLimits) -> str:
 
 
 def _difference_reason(figures: TrialFigures, limits: TrialLimits) -> str:
+    by = f", by {figures.largest:.4g} at most" if figures.largest else ""
     return (
         f"at most {limits.max_differing:g} of the responses must differ, got {figures.differing} "
-        f"of {figures.compared}, by {figures.largest:.4g} at most"
+        f"of {figures.compared}{by}"
     )

@@ -84,6 +84,7 @@ def _missed(
 ) -> Iterator[str]:
     """Each limit that the shipped settings miss: theirs, the best of all, and the limit."""
     served = [one for one in measured if one.slices]
+    in_turns = {one.candidate: one.p99_ms.median for one in compared}  # it is the surer figure
     p99_ms = compared[0].shipped_p99_ms.median if compared else own.p99_ms
     is_failing, is_slow = demands.failed_share_is_high(own), p99_ms > demands.p99_ms
     if settings.rate is not None and (is_failing or is_slow):
@@ -95,10 +96,11 @@ def _missed(
             f"{best.failed_share:.1%} at best ({best.candidate})"
         )
     if is_slow:
-        best = min(served, key=lambda one: one.p99_ms)
+        least = {one.candidate: in_turns.get(one.candidate, one.p99_ms) for one in served}
+        best_one = min(least, key=lambda one: least[one])
         yield (
-            f"p99 is {in_ms(p99_ms)} ms with the shipped settings and {in_ms(best.p99_ms)} ms at "
-            f"best ({best.candidate}), and may be {demands.p99_ms:g} ms (--p99-ms)"
+            f"p99 is {in_ms(p99_ms)} ms with the shipped settings and {in_ms(least[best_one])} ms "
+            f"at best ({best_one}), and may be {demands.p99_ms:g} ms (--p99-ms)"
         )
     if demands.memory_mb is not None and own.memory_mb > demands.memory_mb:
         best = min(served, key=lambda one: one.memory_mb)

@@ -114,7 +114,7 @@ def test_the_model_answers_what_is_tried(page: Page) -> None:
     expect(answer).to_contain_text("22")
     operation.locator("textarea").fill('{"input": [[1, 2]]}')
     expect(executed(operation)).to_contain_text("invalid_input")
-    expect(operation).to_contain_text("Authorization: Bearer $TOKEN")
+    expect(operation).to_contain_text("Authorization: Bearer YOUR-INFERENCE-TOKEN")
     assert TOKEN not in page.content()
     assert page.evaluate("[localStorage.length, sessionStorage.length]") == [0, 0]
     assert page.context.cookies() == []

@@ -90,6 +90,8 @@ def test_a_quantile_is_within_its_interval(times: list[float], quantile: float) 
         (figures(arm(200), differing=20, unreadable=3), "worse", "another form, got 3 of 200"),
         (figures(arm(200), differing=20, unlike=20, lengths=[7]), "worse", "got 20 of 200"),
         (figures(arm(200), differing=20, unlike=20, lengths=[]), "fine", ""),
+        (figures(arm(200), differing=20, rowless=20, follows_rows=True), "worse", "got 20 of 200"),
+        (figures(arm(200), differing=20, rowless=20, follows_rows=False), "fine", ""),
         (figures(arm(200), differing=20, keyless=20, keys="a"), "worse", "got 20 of 200"),
         (figures(arm(200), differing=20, keyless=20, keys=""), "fine", ""),
         (figures(replace(arm(200, 9), unjudged=190)), "worse", "errors must be at most"),

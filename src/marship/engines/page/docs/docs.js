@@ -4,7 +4,7 @@ import { element } from "/page/dom.js";
 import { authorization } from "/page/server.js";
 import { signingIn } from "/page/sign-in.js";
 
-const SHOWN_TOKEN = "$TOKEN";
+const SHOWN_TOKEN = "YOUR-INFERENCE-TOKEN";
 const main = document.getElementById("main");
 const looks = document.getElementById("looks");
 const isDark = matchMedia("(prefers-color-scheme: dark)");

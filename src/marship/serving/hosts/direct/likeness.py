@@ -1,6 +1,7 @@
 """Whether two versions respond alike to one request."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +24,14 @@ _ALIKE = Likeness(differs=False)
 _MOST_LENGTHS = 8
 
 
-def compare(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:
+def compare(
+    new: VersionResponse,
+    default: VersionResponse,
+    order: TrialOrder,
+    *,
+    request: bytes = b"",
+    request_type: str = "",
+) -> Likeness:
     """Compare the responses of two versions.
 
     JSON, JSON lines and npy are compared value by value, as golden requests are. Other bodies that
@@ -33,12 +41,16 @@ def compare(new: VersionResponse, default: VersionResponse, order: TrialOrder) -
         new: The new version's.
         default: The default version's.
         order: Says how far numbers may be apart.
+        request: The body of the request.
+        request_type: Its content type.
 
     Returns:
         Places and distances in it, and nothing else of the responses.
     """
     found = known(new, default)
-    return _of_bodies(new, default, order) if found is None else found
+    if found is not None:
+        return found
+    return _of_bodies(new, default, order, _only(rows(value_of(request, request_type))))
 
 
 def known(new: VersionResponse, default: VersionResponse) -> Likeness | None:
@@ -58,14 +70,65 @@ def known(new: VersionResponse, default: VersionResponse) -> Likeness | None:
     return _ALIKE if new.body == default.body else None
 
 
-def _of_bodies(new: VersionResponse, default: VersionResponse, order: TrialOrder) -> Likeness:
+def _of_bodies(
+    new: VersionResponse, default: VersionResponse, order: TrialOrder, asked: int | None
+) -> Likeness:
     got, want = map(_value, (new, default))
     if isinstance(want, bytes):
         return Likeness(differs=None)
     if isinstance(got, bytes):
         place = f"a response that is not {new.content_type[:_MOST_SHOWN]}"
         return Likeness(differs=True, place=place, is_other_form=True)
-    return _of_values(got, want, ValueBounds(order.absolute, order.relative))
+    found = _of_values(got, want, ValueBounds(order.absolute, order.relative))
+    return found if asked is None else _of_rows(found, rows(got), rows(want), asked)
+
+
+def _of_rows(
+    found: Likeness, got: Mapping[str, int], want: Mapping[str, int], asked: int
+) -> Likeness:
+    """Whether each version has as many rows as the request, where the default one does."""
+    alike = [place for place, count in want.items() if count == asked]
+    lost = next((place for place in alike if got.get(place) != asked), None)
+    if lost is None or found.is_other_form:
+        return replace(found, follows_rows=bool(alike))
+    text = f"{lost[:_MOST_SHOWN] or 'the response'} has {got.get(lost, 0)} rows in place of {asked}"
+    return replace(found, differs=True, place=text, follows_rows=True, loses_rows=True)
+
+
+def rows(value: Any) -> dict[str, int]:  # noqa: ANN401  any JSON value
+    """How many rows a request or a response has, by place: of arrays, and of lists not far inside.
+
+    Example:
+        >>> from marship.serving.hosts.direct.likeness import rows
+        >>> rows({"inputs": {"x": [[1, 2], [3, 4]]}})
+        {'inputs.x': 2}
+    """
+    if isinstance(value, np.ndarray):
+        return {"": value.shape[0]} if value.ndim else {}
+    if isinstance(value, list):
+        return {"": len(value)}
+    if not isinstance(value, dict):
+        return {}
+    for key in ("inputs", "outputs"):  # KServe v2
+        if isinstance(value.get(key), list):
+            return dict(_of_tensors(value[key]))
+    inner = {key: part for key, part in value.items() if isinstance(part, dict)}
+    found = {key: len(part) for key, part in value.items() if isinstance(part, list)}
+    for key, part in inner.items():
+        found |= {f"{key}.{k}": len(one) for k, one in part.items() if isinstance(one, list)}
+    return found
+
+
+def _of_tensors(tensors: list[Any]) -> Iterator[tuple[str, int]]:
+    for tensor in tensors:
+        shape = tensor.get("shape") if isinstance(tensor, dict) else None
+        if isinstance(shape, list) and shape and isinstance(shape[0], int):
+            yield str(tensor.get("name")), shape[0]
+
+
+def _only(counts: Mapping[str, int]) -> int | None:
+    """The one number of rows that a request has; None where its parts have several."""
+    return next(iter(counts.values())) if len(set(counts.values())) == 1 else None
 
 
 def _value(response: VersionResponse) -> Any:  # noqa: ANN401  by content type
@@ -105,8 +168,7 @@ def _of_values(got: Any, want: Any, bounds: ValueBounds) -> Likeness:  # noqa: A
     for place, one, other in bounds.differences(got, want):
         gap = _gap(one, other)
         largest = max(largest, gap or 0.0)
-        by = "is another value" if gap is None else f"is off by {gap:.4g}"
-        first = first or f"{place[:_MOST_SHOWN] or 'the response'} {by}"
+        first = first or f"{place[:_MOST_SHOWN] or 'the response'} {_said(one, other, gap)}"
     sizes = lengths(want), lengths(got)
     return Likeness(bool(first), largest, first, False, False, digest, *sizes)
 
@@ -205,6 +267,14 @@ def lengths(value: Any) -> tuple[int, ...]:  # noqa: ANN401  any JSON value
             else:
                 waiting += one
     return tuple(sorted(found - {1})[:_MOST_LENGTHS])
+
+
+def _said(one: object, other: object, gap: float | None) -> str:
+    if gap is not None:
+        return f"is off by {gap:.4g}"
+    if isinstance(one, list) and isinstance(other, list):
+        return f"has {len(one)} entries in place of {len(other)}"
+    return "is another value"
 
 
 def _gap(one: Any, other: Any) -> float | None:  # noqa: ANN401  any JSON value

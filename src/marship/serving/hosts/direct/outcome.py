@@ -44,6 +44,9 @@ class Likeness:
         keys: A digest of the default version's keys; empty where nobody looked.
         lengths: Of the default version's lists of numbers; None where nobody looked.
         new_lengths: Of the new version's.
+        follows_rows: Whether the default version's response has as many rows as the request; None
+            where nobody can tell.
+        loses_rows: Whether it has, and the new version's has another number.
     """
 
     differs: bool | None
@@ -54,6 +57,8 @@ class Likeness:
     keys: str = ""
     lengths: tuple[int, ...] | None = None
     new_lengths: tuple[int, ...] | None = None
+    follows_rows: bool | None = None
+    loses_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +139,10 @@ class TrialFigures:
         unlike: Pairs whose lists of numbers have other lengths.
         lengths: Those of the default version's lists, as far as all of its responses had the same;
             None before the first, empty where they vary.
+        rowless: Pairs of which the new version's response has another number of rows than the
+            request, and the default version's has not.
+        follows_rows: Whether all of the default version's responses have as many rows as their
+            requests; None before the first.
         incomparable: Pairs that were not compared: streams, large ones, pictures, sealed ones.
         largest: How far numbers in those that differ are apart, at most.
         default: The default version's part.
@@ -153,6 +162,8 @@ class TrialFigures:
     keys: str | None = None
     unlike: int = 0
     lengths: list[int] | None = None
+    rowless: int = 0
+    follows_rows: bool | None = None
     incomparable: int = 0
     largest: float = 0.0
     default: Arm = field(default_factory=Arm)
@@ -193,6 +204,8 @@ class TrialFigures:
         if found.lengths is not None:
             self.unlike += found.new_lengths != found.lengths
             self.lengths = _same(self.lengths, list(found.lengths))
+        self.rowless += found.loses_rows
+        self.follows_rows = _all(self.follows_rows, found.follows_rows)
         if found.differs:
             self.differing += 1
             self.largest = max(self.largest, found.gap)
@@ -205,6 +218,13 @@ def _same(one: list[int] | None, other: list[int] | None) -> list[int] | None:
     if one is None or other is None:
         return other if one is None else one
     return one if one == other else []
+
+
+def _all(one: bool | None, other: bool | None) -> bool | None:
+    """Whether both are so, as far as it is known."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one and other
 
 
 def added(parts: Iterable[TrialFigures]) -> TrialFigures:
@@ -220,6 +240,8 @@ def added(parts: Iterable[TrialFigures]) -> TrialFigures:
                 whole.keys = "" if len(parts_keys) > 1 else next(iter(parts_keys), None)
             elif one.name == "lengths":
                 whole.lengths = _same(mine, theirs)
+            elif one.name == "follows_rows":
+                whole.follows_rows = _all(mine, theirs)
             elif one.name == "largest":
                 whole.largest = max(mine, theirs)
             elif one.name == "examples":

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import partial
 
+import orjson
+
 from marship.serving.hosts.direct import routes
 from marship.serving.hosts.direct.exchange import LINES_TYPE, Exchange
 from marship.serving.hosts.direct.failures import Failures
@@ -30,6 +32,8 @@ MOST_COPIES, MOST_COPY_BYTES = 32, 1 << 26
 _MOST_COMPARING, _IDLE_S = 16, 10.0
 _NONE = {404, 503}
 """Of a version that is not registered, or has no worker."""
+_GONE = {"no_worker", "scaled_to_zero", "not_found"}
+"""Codes of responses with these statuses that no handler has written."""
 
 
 class Leg:
@@ -129,6 +133,15 @@ def _changed(head: Head, more: Mapping[bytes, bytes]) -> Head:
     return other
 
 
+def _tells_of_no_version(reply: Reply) -> bool:
+    """Whether a response is the server's own; the engine's have their status as code."""
+    try:
+        body = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(body, dict) and body.get("code") in (*_GONE, reply.status)
+
+
 def _forget(_outcome: VersionResponse | None) -> None:
     """Count nothing: the request is not in the share."""
 
@@ -176,7 +189,7 @@ class Split:
             trial.figures.absent += 1
             self._send(Leg(exchange), (route.model, trial.order.default))
         else:
-            pair = _Pair(trial, exchange.id.decode("latin-1"), given, self._compare)
+            pair = _Pair(trial, exchange, given, self._compare)
             gone = partial(self._is_gone, trial, exchange) if given != trial.order.default else None
             ways = [partial(self._give, exchange, pair, (route.model, given), gone)]
             if trial.is_level(given, other) and self._has_room(exchange):
@@ -191,7 +204,10 @@ class Split:
     def _is_gone(self, trial: RunningTrial, exchange: Exchange, reply: Reply) -> bool:
         """Whether the new version has gone meanwhile; then the default one answers its client."""
         order = trial.order
-        if reply.status not in _NONE or self._seats.is_served(order.model, order.version):
+        if reply.status not in _NONE:
+            return False
+        # what the engine has removed just now is not known here yet
+        if not _tells_of_no_version(reply) and self._seats.is_served(order.model, order.version):
             return False
         trial.figures.absent += 1
         self._send(Leg(exchange), (order.model, order.default))
@@ -260,9 +276,14 @@ class Split:
                 del self._idle[named]
 
     def _compare(
-        self, trial: RunningTrial, name: str, default: VersionResponse, new: VersionResponse
+        self,
+        trial: RunningTrial,
+        asked: Exchange,
+        default: VersionResponse,
+        new: VersionResponse,
     ) -> None:
         """Compare, on a thread where bodies are parsed: that must not make other clients wait."""
+        name = asked.id.decode("latin-1")
         at_once = known(new, default)
         if at_once is None and self._comparing >= _MOST_COMPARING:
             at_once = Likeness(None)
@@ -280,7 +301,9 @@ class Split:
             found = Likeness(None) if failed else compared.result()
             self._loop.call_soon_threadsafe(note, found)
 
-        self._thread.submit(compare, new, default, trial.order).add_done_callback(done)
+        kind = asked.head.raw.get(b"content-type", b"").decode("latin-1")
+        told = partial(compare, request=asked.body, request_type=kind)
+        self._thread.submit(told, new, default, trial.order).add_done_callback(done)
 
     def close(self) -> None:
         """Begin no more."""
@@ -294,7 +317,7 @@ class _Pair:
 
     Args:
         trial: Counts them.
-        name: The request's id.
+        asked: The request.
         given: The version whose response the client gets.
         compare: Compares them.
     """
@@ -302,11 +325,11 @@ class _Pair:
     def __init__(
         self,
         trial: RunningTrial,
-        name: str,
+        asked: Exchange,
         given: str,
-        compare: Callable[[RunningTrial, str, VersionResponse, VersionResponse], None],
+        compare: Callable[[RunningTrial, Exchange, VersionResponse, VersionResponse], None],
     ) -> None:
-        self.trial, self._name, self._given, self._compare = trial, name, given, compare
+        self.trial, self._asked, self._given, self._compare = trial, asked, given, compare
         self._outcomes: dict[str, VersionResponse | None] = {}
         self.waits, self.has_left = 1, False
 
@@ -326,4 +349,4 @@ class _Pair:
         default, new = map(self._outcomes.get, (order.default, order.version))
         self.trial.figures.note(default, new)
         if default is not None and new is not None:
-            self._compare(self.trial, self._name, default, new)
+            self._compare(self.trial, self._asked, default, new)

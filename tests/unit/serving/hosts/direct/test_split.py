@@ -392,16 +392,24 @@ def test_a_trial_asks_for_the_token_once(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [("1", "2"), ("1",)], ids=["no worker", "not registered"])
+@pytest.mark.parametrize("is_late", [False, True])
 def test_a_version_that_goes_meanwhile_takes_no_client_with_it(
-    left: tuple[str, ...], beside: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+    is_late: bool,
+    left: tuple[str, ...],
+    beside: Any,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It was there when the request came, and not when its worker was chosen."""
+    """It was there when the request came, and not when its worker was chosen.
+
+    The acceptor may learn of it late: TorchServe is asked for its models now and then.
+    """
     beside(OnnxHandler)
     seats = place.acceptor.seats
     served = seats.is_served
 
     def goes(model: str, version: str) -> bool:
-        monkeypatch.setattr(seats, "is_served", served)
+        monkeypatch.setattr(seats, "is_served", (lambda *_: True) if is_late else served)
         is_served = served(model, version)
         seats._seats.pop((model, version))
         seats._models["a"] = replace(seats._models["a"], versions=left, wanted={"1": 1})

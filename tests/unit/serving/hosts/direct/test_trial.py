@@ -194,7 +194,7 @@ def test_numbers_within_the_tolerance_are_alike(
     [
         (answer(1, 500), answer(1), "status 500 in place of 200"),
         (answer("x"), answer("y"), "the response is another value"),
-        (answer({"a": [1]}), answer({"a": [1, 2]}), "a is another value"),
+        (answer({"a": [1]}), answer({"a": [1, 2]}), "a has 1 entries in place of 2"),
         (answer({"a": 1.0}), answer({"b": 1.0}), "b is missing"),
         (answer({"a": None}), answer({"a": 1.0}), "a has another form"),
         (answer(1.0, kind="text/plain"), answer(1.0), "another media type"),
@@ -205,6 +205,58 @@ def test_what_else_differs_is_told_by_its_place(new: Any, default: Any, place: s
     found = compare(new, default, ORDER)
     assert (found.differs, found.gap) == (True, 0.0)
     assert place in found.place
+
+
+def in_rows(count: int, form: str) -> tuple[Any, str]:
+    """So many rows as a request or a response of a form, and its media type."""
+    table = np.arange(2.0 * count).reshape(count, 2)
+    if form == "npy":
+        return codec.write_npy(table), codec.NPY_TYPE
+    if form == "kserve":
+        tensor = {"name": "y", "shape": [count, 2], "datatype": "FP64"}
+        return {"model_name": "m", "outputs": [{**tensor, "data": table.ravel().tolist()}]}, JSON
+    return {"list": table.tolist(), "named": {"y": table.tolist()}}[form], JSON
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    asked_as=st.sampled_from(["list", "npy"]),
+    form=st.sampled_from(["list", "named", "kserve", "npy"]),
+    lost=st.integers(-1, 1),
+    is_fixed=st.booleans(),
+)
+def test_rows_that_a_new_version_loses_are_another_form(
+    sizes: list[int], asked_as: str, form: str, lost: int, is_fixed: bool
+) -> None:
+    """Where the default version has as many as each request: not where it has its own number."""
+    figures = TrialFigures()
+    for size in sizes:
+        request, kind = in_rows(size, asked_as)
+        data = request if isinstance(request, bytes) else json.dumps(request).encode()
+        count = 7 if is_fixed else size
+        (want, its), (got, mine) = in_rows(count, form), in_rows(max(0, count - lost), form)
+        found = compare(
+            answer(got, kind=mine), answer(want, kind=its), ORDER, request=data, request_type=kind
+        )
+        assert found.loses_rows == (lost != 0 and not is_fixed)
+        assert (
+            not found.loses_rows or f"{max(0, size - lost)} rows in place of {size}" in found.place
+        )
+        figures.note_likeness("1", found)
+    assert figures.follows_rows is not is_fixed
+    assert figures.rowless == (len(sizes) if lost and not is_fixed else 0)
+
+
+def test_requests_without_rows_tell_nothing_of_them() -> None:
+    """Texts, pictures, and parts of several lengths."""
+    for request, kind in (
+        (b"text", "text/plain"),
+        (b'{"a": [1], "b": [1, 2]}', JSON),
+        (b"[", JSON),
+    ):
+        found = compare(answer([1]), answer([1, 2]), ORDER, request=request, request_type=kind)
+        assert (found.follows_rows, found.loses_rows) == (None, False)
 
 
 NUMBERS = st.floats(-10, 10) | st.integers(-10, 10)
