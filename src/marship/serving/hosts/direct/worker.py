@@ -38,7 +38,7 @@ RETRY_S = 0.2
 SWEEP_S = 0.5
 _MOST_TARGETS = 512
 _UNKNOWN = routes.Route("unknown")
-_GIVE_BACK_WITHIN_S = 0.5
+_GIVE_BACK_WITHIN_S, _GREETS_WITHIN_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,15 @@ class WorkerSettings:
 
 
 def start(service: Service, settings: WorkerSettings) -> "DirectWorker":
-    """Serve from now on, until the process ends."""
+    """Serve from now on, until the process ends; returns when the acceptor, if any, was told.
+
+    The engine gives a worker that is ready the requests that have waited, and one of them may end
+    it: the acceptor tells of the deaths of workers that it knows.
+    """
     service.measure_pace()
     worker = DirectWorker(service, settings)
     threading.Thread(target=worker.run, name="direct", daemon=True).start()
+    worker.has_tried.wait(_GREETS_WITHIN_S)
     return worker
 
 
@@ -105,6 +110,7 @@ class DirectWorker(Site):
         self._load_sent: tuple[int, int, int, list[float]] | None = None
         self._states: slots.States | None = None
         self._description = service.description()
+        self.has_tried = threading.Event()  # to reach the acceptor
 
     # The loop.
 
@@ -141,8 +147,11 @@ class DirectWorker(Site):
 
     def _connect(self) -> None:
         """Tell the acceptor that this worker is ready."""
-        if self._is_leaving:
-            return
+        if not self._is_leaving:
+            self._greet()
+        self.has_tried.set()
+
+    def _greet(self) -> None:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             line.connect(str(self._settings.acceptor))

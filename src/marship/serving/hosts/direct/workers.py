@@ -171,8 +171,12 @@ class Workers:
         seat.timeout_s = packet.facts.get("timeout_s")
         seat.done = packet.facts.get("done", [])
         if packet.fds:
-            with suppress(OSError):  # it is gone already, or too many files are open
+            try:
                 seat.slots = Slots(packet.fds[0], seat.pid)
+            except ProcessLookupError:  # by a request of the engine's, which waited for a worker
+                self._seats.on_death(Death(seat.pid, seat.model, seat.version, None, False, {}))
+            except OSError:
+                pass  # too many files are open
         if packet.fds[1:]:  # a worker of an earlier archive says nothing of its model
             seat.description = sockets.read_held(packet.fds[1], MOST_BYTES)
         self._roster.enter(seat.pid, seat.timeout_s, seat.model, seat.version)

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+import worker_process
 from directly import Line, Place, request, until
 from marship.serving.hosts.direct import slots, worker
 from marship.serving.hosts.direct.roster import Roster, _began
@@ -278,6 +279,26 @@ def test_a_worker_that_hangs_is_ended_by_the_next_acceptor(
     until(lambda: place.seats() == 1)
     assert other.process.poll() is None
     assert place.ask().status == 200
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_worker_that_dies_as_soon_as_it_is_ready_has_died(
+    place: Place, folder: Path, loaded: Any, is_busy: bool
+) -> None:
+    """The engine's first request ends it: also where the acceptor learns of it afterwards."""
+    assert loaded
+    place.follow(m=("1.0",))
+    deaths: list[Any] = []
+    place.acceptor.seats.on_death = deaths.append
+    tests = str(Path(worker_process.__file__).parent)
+    words = [sys.executable, "-c", worker_process.SCRIPT, tests, folder, place.path, "brief", ""]
+    started = subprocess.Popen(words)
+    if is_busy:
+        place._loop.call_soon_threadsafe(started.wait)
+    assert started.wait(60) == 3
+    until(lambda: len(deaths) == 1)
+    assert (deaths[0].pid, deaths[0].model, deaths[0].version) == (started.pid, "m", "1.0")
+    until(lambda: place.seats() == 0)
 
 
 def test_a_worker_whose_loop_gets_a_turn_between_two_calls_is_not_ended(tmp_path: Path) -> None:
