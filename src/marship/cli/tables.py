@@ -320,7 +320,11 @@ def show_configured(done: "Configured") -> None:
     settings = [(key, _changed(done, key)) for key in sorted({*done.before, *done.after})]
     facts([("archive", archive.path), ("model", f"{name} {version}"), *settings])
     if not settings:
-        console.out.print("no settings: the handler's defaults apply")
+        console.out.print(
+            "no settings of the handler: its defaults apply. Workers, batches and threads: marship "
+            "inspect",
+            soft_wrap=True,
+        )
     if not done.changed:
         return
     beside = version != done.version_before
