@@ -249,8 +249,8 @@ class Host:
         self._await_end()
 
     def _await_end(self) -> None:
-        left = self._accepting.connections
-        if left and time.monotonic() < (self._deadline or 0.0):
+        left, is_finished = self._accepting.connections, self._accepting.is_finished
+        if not is_finished and time.monotonic() < (self._deadline or 0.0):
             self._loop.call_later(_POLL_S, self._await_end)
             return
         if left:

@@ -41,7 +41,7 @@ from marship.serving.hosts.direct.site import (
     lines_of,
 )
 from marship.serving.hosts.direct.slots import IDLE, UNPROVEN
-from marship.serving.hosts.direct.sockets import accept
+from marship.serving.hosts.direct.sockets import HANDSHAKES_S, accept
 from marship.serving.hosts.direct.spans import Spans
 from marship.serving.hosts.direct.split import Split
 from marship.serving.hosts.direct.tokens import Tokens
@@ -98,6 +98,7 @@ class Acceptor(Site):
         )
         self._own: set[Connection] = set()
         self._stops: list[Callable[[], None]] = []
+        self._ends_at = 0.0  # by the loop's clock: when the last of them may still connect
         self._arrivals = Arrivals(loop, limits, self._place)
         self._workers = Workers(
             loop,
@@ -142,6 +143,7 @@ class Acceptor(Site):
         Each response is its connection's last, and connections without a request are closed.
         """
         self.heads.finish()
+        self._ends_at = self._loop.time() + 2 * HANDSHAKES_S
         for stop in self._stops:
             stop()
         self._workers.finish()
@@ -174,6 +176,11 @@ class Acceptor(Site):
             if closed or self.seats.make_room(state, most):
                 return False
         return True
+
+    @property
+    def is_finished(self) -> bool:
+        """After `finish`: whether all clients have what they asked for, and none can come."""
+        return not self.connections and self._loop.time() > self._ends_at
 
     @property
     def connections(self) -> int:

@@ -6,9 +6,11 @@ read of the connection already; where these are many they travel in an anonymous
 
 import array
 import asyncio
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +27,18 @@ _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANY
 """Of this process or of the machine, which pass; the last: too many descriptors are on their way to
 processes that have not read them (unix(7))."""
 _FULL_S = 0.1
+HANDSHAKES_S = 0.2
+"""How long a handshake that has begun may take where no more connections are wanted."""
+_ATTACH_FILTER, _FILTER, _STEP = 26, struct.Struct("HP"), struct.Struct("HBBI")
+_DROP_SYN = b"".join(
+    _STEP.pack(*step)
+    for step in (
+        (0x30, 0, 0, 13),  # load the byte of flags
+        (0x45, 0, 1, 0x02),  # SYN: go on, else skip one
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # take it
+    )
+)
 
 
 @dataclass(slots=True)
@@ -113,7 +127,8 @@ def accept(
     """Accept connections; while too many files are open, after a pause.
 
     Returns:
-        What accepts those that have connected until then, and no more after.
+        What accepts those that have connected until then, and no more after. It takes a moment,
+        as closing the socket would reset those whose handshake ends just then.
 
     Args:
         loop: The loop.
@@ -121,33 +136,76 @@ def accept(
         take: Called with each connection.
     """
     listener.setblocking(False)
-    number = listener.fileno()
+    accepting = _Accepting(loop, listener, take)
+    accepting.resume()
+    return accepting.finish
 
-    def accept_some() -> None:
+
+class _Accepting:
+    """See `accept`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        take: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop, self._listener, self._take = loop, listener, take
+        self._number = listener.fileno()
+
+    def _accept_some(self) -> bool:
+        """Accept connections; whether there may be more."""
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                line, _ = listener.accept()
+                line, _ = self._listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in _FULL:
-                    loop.remove_reader(number)
-                    loop.call_later(_FULL_S, resume)
-                    return
+                    self._loop.remove_reader(self._number)
+                    self._loop.call_later(_FULL_S, self.resume)
+                    return False
             else:
-                take(line)
+                self._take(line)
+        return True
 
-    def resume() -> None:
-        if listener.fileno() == number:  # else it was closed meanwhile
-            loop.add_reader(number, accept_some)
+    def resume(self) -> None:
+        """Accept from now on."""
+        if self._listener.fileno() == self._number:  # else it was closed meanwhile
+            self._loop.add_reader(self._number, self._accept_some)
 
-    def finish() -> None:
-        accept_some()
-        loop.remove_reader(number)
-        listener.close()
+    def finish(self) -> None:
+        """Accept what has begun to connect, and no more."""
+        if refuse_handshakes(self._listener):
+            self._loop.call_later(HANDSHAKES_S, self._end)
+        else:
+            self._end()
 
-    resume()
-    return finish
+    def _end(self) -> None:
+        while self._accept_some():
+            pass
+        self._loop.remove_reader(self._number)
+        self._listener.close()
+
+
+def refuse_handshakes(listener: socket.socket) -> bool:
+    """Have the kernel drop what begins a connection: clients that are not connected try again.
+
+    Source: Linux, Documentation/networking/filter.rst; TCP's flags are at byte 13 (RFC 9293, 3.1).
+
+    Returns:
+        Whether it does: it is no socket of TCP, or not on Linux.
+    """
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    steps = ctypes.create_string_buffer(_DROP_SYN)
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, _ATTACH_FILTER, _FILTER.pack(4, ctypes.addressof(steps))
+        )
+    except OSError:
+        return False
+    return True
 
 
 class Channel:

@@ -5,13 +5,14 @@ import errno
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from marship.serving.hosts.direct.sockets import INLINE_BYTES, Channel, Packet, accept
+from marship.serving.hosts.direct.sockets import HANDSHAKES_S, INLINE_BYTES, Channel, Packet, accept
 
 
 def open_files() -> set[str]:
@@ -266,3 +267,44 @@ def test_what_lies_unread_arrives_though_the_sender_has_died(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if is_uvloop else None) as runner:
         assert runner.run(pass_on()) == (list(range(count)), count)
     assert not open_files() - before_files
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_no_client_that_could_connect_is_reset_at_the_end(attempt: int) -> None:
+    """Whenever its handshake ends; those that come later are refused."""
+    loop, faults, refused = asyncio.new_event_loop(), list[str](), list[int]()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+    address = listener.getsockname()
+
+    def take(line: socket.socket) -> None:
+        line.setblocking(True)
+        with line:
+            line.sendall(line.recv(1))
+
+    def ask(number: int) -> None:
+        while True:
+            try:
+                line = socket.create_connection(address, 10)
+            except ConnectionRefusedError:
+                refused.append(number)
+                return
+            try:
+                with line:
+                    line.sendall(b"x")
+                    assert line.recv(1) == b"x"
+            except (OSError, AssertionError) as error:
+                faults.append(repr(error))
+                return
+
+    finish = accept(loop, listener, take)
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for each in clients:
+        each.start()
+    loop.call_later(0.2 + attempt / 100, finish)
+    loop.call_later(0.2 + attempt / 100 + 2 * HANDSHAKES_S, loop.stop)
+    loop.run_forever()
+    for each in clients:
+        each.join(20)
+    loop.close()
+    assert faults == []
+    assert sorted(refused) == list(range(6))
