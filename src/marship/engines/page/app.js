@@ -1,7 +1,6 @@
 // Signing in, and which model is shown: the address's part behind # names it.
 
 import { element } from "./dom.js";
-import { factsOf, modelView } from "./models.js";
 import { write } from "./numbers.js";
 import { describe } from "./server.js";
 import { signingIn } from "./sign-in.js";
@@ -10,6 +9,7 @@ const REFRESH_MS = 15_000;
 const main = document.getElementById("main");
 const STATES = { true: "ready", false: "not ready" };
 
+let models = null; // models.js, which signing in does not wait for
 let described = null;
 let views = new Map();
 let timer = 0;
@@ -18,9 +18,9 @@ const keyOf = (model) => `${encodeURIComponent(model.name)}/${encodeURIComponent
 
 /** The view of a version, with what was typed; another one once it takes or gives something else. */
 function viewOf(model) {
-  const facts = factsOf(model, described);
+  const facts = models.factsOf(model, described);
   const key = `${keyOf(model)} ${write(facts)}`;
-  if (!views.has(key)) views.set(key, modelView(model, facts));
+  if (!views.has(key)) views.set(key, models.modelView(model, facts));
   const found = views.get(key);
   found.update(model);
   return found.node;
@@ -53,29 +53,29 @@ function link(model) {
 }
 
 /** What the address names; the first model where it names none. */
-function wanted(models) {
-  if (!location.hash && models.length) history.replaceState(null, "", `#${keyOf(models[0])}`);
-  return models.find((model) => `#${keyOf(model)}` === location.hash);
+function wanted(versions) {
+  if (!location.hash && versions.length) history.replaceState(null, "", `#${keyOf(versions[0])}`);
+  return versions.find((model) => `#${keyOf(model)}` === location.hash);
 }
 
-function missing(models) {
-  const text = models.length
+function missing(versions) {
+  const text = versions.length
     ? `${location.hash.slice(1)} is not on this server. Choose a model.`
     : "No models are registered. Register one, and it appears here.";
   return element("p", { className: "card", role: "status" }, text);
 }
 
 function showModels() {
-  const models = described["x-marship-models"];
-  const chosen = wanted(models);
-  const links = models.map((model) => {
+  const versions = described["x-marship-models"];
+  const chosen = wanted(versions);
+  const links = versions.map((model) => {
     const found = link(model);
     if (model === chosen) found.setAttribute("aria-current", "page");
     return element("li", {}, found);
   });
   const list = element("nav", { "aria-label": "Models" }, element("ul", {}, links));
   const old = main.querySelector("nav");
-  const view = chosen ? viewOf(chosen) : missing(models);
+  const view = chosen ? viewOf(chosen) : missing(versions);
   if (old && view.parentNode === main) {
     const place = [...old.querySelectorAll("a")].indexOf(document.activeElement);
     old.replaceWith(list); // the form stays as it is, with what was typed
@@ -104,7 +104,8 @@ async function refresh() {
   showModels();
 }
 
-function begin(found) {
+async function begin(found) {
+  models = await import("./models.js");
   described = found;
   showModels();
   focusHeading();
@@ -122,6 +123,8 @@ document.getElementById("leave").addEventListener("click", () => {
   views = new Map();
   leave();
 });
+
+window.addEventListener("load", () => import("./models.js").catch(() => {})); // begin tells of it
 
 const signIn = signingIn(begin);
 signIn.start(); // a server without tokens needs no signing in

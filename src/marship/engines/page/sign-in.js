@@ -59,7 +59,7 @@ export function signingIn(begin) {
       if (!found) return show(refused);
       setTop(found);
       form.reset();
-      begin(found);
+      await begin(found);
     } catch (error) {
       show(`The server cannot be reached: ${error.message}`);
     }
