@@ -8,6 +8,15 @@ A request holds one user's events, oldest first; only `history` is required:
 The response lists the k best items, best first, with the model's score (higher is better):
 
     {"items": [{"item": 181, "title": "Return of the Jedi (1983)", "score": 7.31}]}
+
+With `"explain": true` each item says which two events of the history speak most for it. Each
+event is left out once, all in one batch, and `importance` is by how much the item's logarithmic
+probability (of the softmax over the items that can be recommended) is then lower:
+
+    "because": [{"event": 0, "item": 50, "title": "Star Wars (1977)", "importance": 0.41}]
+
+Events that lower it are not listed, so there may be fewer than two; of a history of one event
+there is nothing to leave out, and none is listed.
 """
 
 from typing import Any
@@ -16,10 +25,11 @@ import numpy as np
 import orjson
 
 from marship.contract import Array, Arrays
-from marship.errors import InvalidInputError, LoadError
+from marship.errors import InvalidInputError, LoadError, MarshipError
 from marship.serving.formats import codec
 from marship.serving.handler import OnnxHandler, Reply, Request
 from marship.serving.message import JSON_TYPE
+from marship.serving.model.batch import Parts
 from marship.serving.openapi import schemas
 from marship.serving.openapi.interface import HISTORY, BodyForm, Interface
 
@@ -27,7 +37,13 @@ ITEMS_FILE = "items.json"
 DEFAULT_K = 10
 MOST_NAMED = 5000
 """Catalogues up to this size are listed in the OpenAPI document, with titles."""
-KEYS = ("history", "ratings", "times", "k", "include_seen")
+KEYS = ("history", "ratings", "times", "k", "include_seen", "explain")
+REASONS, MOST_TRIED = 2, 100
+"""Events named for each item; latest events that are left out, of any history."""
+
+
+Asked = tuple[Array, Array, int, bool]
+"""The history's items, oldest first; items not to recommend; k; whether to explain."""
 
 
 class RecommendHandler(OnnxHandler):
@@ -65,12 +81,23 @@ class RecommendHandler(OnnxHandler):
                     "times": {**numbers, "description": "As many as history has, in seconds."},
                     "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K},
                     "include_seen": {"type": "boolean", "default": False},
+                    "explain": {
+                        "type": "boolean",
+                        "default": False,
+                        "description": "Say which events of the history speak for each item.",
+                    },
                 },
                 history={**schemas.array(item, 1), "description": "Items, oldest first."},
             ),
             "additionalProperties": False,
         }
-        row = schemas.record(item={"type": "integer"}, title=schemas.TEXT, score=schemas.NUMBER)
+        named = {"item": {"type": "integer"}, "title": schemas.TEXT}
+        reason = schemas.record(event={"type": "integer"}, **named, importance=schemas.NUMBER)
+        row = schemas.record(
+            {"because": {**schemas.array(reason), "description": "Only with explain."}},
+            **named,
+            score=schemas.NUMBER,
+        )
         example = {"history": list(self._titles)[:3], "k": DEFAULT_K}
         return Interface(
             HISTORY,
@@ -78,8 +105,8 @@ class RecommendHandler(OnnxHandler):
             (BodyForm(JSON_TYPE, schemas.record(items=schemas.array(row)), "best first"),),
         )
 
-    def decode(self, request: Request) -> tuple[Arrays, tuple[Array, int]]:
-        """One user's history as tensors of one row; which items to leave out, and k.
+    def decode(self, request: Request) -> tuple[Arrays | Parts, Asked]:
+        """One user's history as tensors of one row; with `explain`, also without each event.
 
         Raises:
             RequestError: The body is not what `advice` shows, or names unknown items.
@@ -90,32 +117,65 @@ class RecommendHandler(OnnxHandler):
                 f"the body must be a JSON object with history and no keys but {', '.join(KEYS)}."
             )
         history = self._history(value["history"])
-        left_out, k = _left_out(history, value), self._k(value.get("k", DEFAULT_K))
+        events, k = len(history), self._k(value.get("k", DEFAULT_K))
+        left_out = np.empty(0, np.int64) if _flag("include_seen", value) else np.unique(history)
         columns = {
             "items": history,
-            "ratings": _numbers("ratings", value.get("ratings"), len(history)),
-            "times": _numbers("times", value.get("times"), len(history)),
+            "ratings": _numbers("ratings", value.get("ratings"), events),
+            "times": _numbers("times", value.get("times"), events),
         }
-        longest = self.contract.bounds.get("length", (1, None))[1] or len(history)
+        whole = self._row(columns)
+        explains = _flag("explain", value)
+        if not explains or events == 1:  # the model needs an event
+            return whole, (history, left_out, k, explains)
+        read = len(next(iter(whole.values()))[0])  # those before have no part in it
+        latest = {name: column[-read - 1 :] for name, column in columns.items()}
+        others = (
+            {name: np.delete(column, event) for name, column in latest.items()}
+            for event in range(-min(read, MOST_TRIED), 0)
+        )
+        return [whole, *map(self._row, others)], (history, left_out, k, explains)
+
+    def encode(self, outputs: Arrays | Parts, asked: Asked) -> Reply:
+        """The k best items by score, those left out excepted."""
+        history, left_out, most, explains = asked
+        parts = outputs if isinstance(outputs, list) else [outputs]
+        scores = np.stack([_scores(part, left_out) for part in parts])
+        best = _best(scores[0], most)
+        items: list[dict[str, Any]] = [
+            {**self._named(item), "score": round(float(scores[0, item]), 4)} for item in best
+        ]
+        if explains:
+            importance = _importance(scores, best)
+            for row, column in zip(items, importance.T, strict=True):
+                row["because"] = self._reasons(column, history)
+        return Reply(orjson.dumps({"items": items}))
+
+    def _row(self, columns: Arrays) -> Arrays:
+        """The inputs of the latest events that the model reads, as one row."""
+        events = len(columns["items"])
+        longest = self.contract.bounds.get("length", (1, None))[1] or events
         return {
             spec.name: columns[spec.name][-longest:].astype(spec.dtype)[None]
             for spec in self.contract.inputs
-        }, (left_out, k)
+        }
 
-    def encode(self, outputs: Arrays, state: tuple[Array, int]) -> Reply:
-        """The k best items by score, those left out excepted."""
-        left_out, most = state
-        scores = outputs["scores"][0].astype(np.float64)
-        scores[0] = -np.inf  # index 0 is padding, no item
-        scores[left_out] = -np.inf
-        k = min(most, int(np.isfinite(scores).sum()))
-        best = np.argpartition(-scores, k - 1)[:k] if k else np.empty(0, np.int64)
-        ranked = best[np.argsort(-scores[best], kind="stable")]
-        items = [
-            {"item": int(i), "title": self._titles[int(i)], "score": round(float(scores[i]), 4)}
-            for i in ranked
+    def _named(self, item: int) -> dict[str, Any]:
+        return {"item": int(item), "title": self._titles[int(item)]}
+
+    def _reasons(self, importance: Array, history: Array) -> list[dict[str, Any]]:
+        """The events that speak most for an item, from the importance of the latest ones."""
+        first = len(history) - len(importance)
+        most = np.argsort(-importance, kind="stable")[:REASONS]
+        return [
+            {
+                "event": first + int(place),
+                **self._named(history[first + place]),
+                "importance": round(float(importance[place]), 4),
+            }
+            for place in most
+            if importance[place] > 0
         ]
-        return Reply(orjson.dumps({"items": items}))
 
     def _history(self, value: object) -> Array:
         if not isinstance(value, list) or not value or not all(type(i) is int for i in value):
@@ -136,11 +196,46 @@ class RecommendHandler(OnnxHandler):
         return min(value, len(self._titles))
 
 
-def _left_out(history: Array, value: dict[str, Any]) -> Array:
-    include = value.get("include_seen", False)
-    if not isinstance(include, bool):
-        raise InvalidInputError(f"include_seen must be true or false, got {_short(include)}.")
-    return np.empty(0, np.int64) if include else np.unique(history)
+def _scores(part: Arrays | MarshipError, left_out: Array) -> Array:
+    """Scores by item, float64; those that cannot be recommended have minus infinity."""
+    if isinstance(part, MarshipError):
+        raise part
+    scores: Array = part["scores"][0].astype(np.float64)
+    scores[0] = -np.inf  # index 0 is padding, no item
+    scores[left_out] = -np.inf
+    return scores
+
+
+def _best(scores: Array, most: int) -> Array:
+    """The places of the k highest finite scores, highest first."""
+    k = min(most, int(np.isfinite(scores).sum()))
+    best: Array = np.argpartition(-scores, k - 1)[:k] if k else np.empty(0, np.int64)
+    return best[np.argsort(-scores[best], kind="stable")]
+
+
+def _importance(scores: Array, items: Array) -> Array:
+    """How much lower each item's logarithmic probability is without each event.
+
+    Args:
+        scores: float64 (1 + events, items): with the whole history, then without each event.
+        items: Those to explain.
+
+    Returns:
+        float64 (events, len(items)).
+    """
+    if not len(items):
+        return np.empty((len(scores) - 1, 0))
+    shifted = scores - scores.max(1, keepdims=True)
+    logs: Array = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[:, items]
+    lower: Array = logs[0] - logs[1:]
+    return lower
+
+
+def _flag(name: str, value: dict[str, Any]) -> bool:
+    flag = value.get(name, False)
+    if not isinstance(flag, bool):
+        raise InvalidInputError(f"{name} must be true or false, got {_short(flag)}.")
+    return flag
 
 
 def _numbers(name: str, value: object, length: int) -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 from colours import pack_colours
 from hosted import TOKEN, Hosted
 from marship.packaging.step import PackageSettings, package
-from recommenders import pack_recommender
+from recommenders import pack_neighbours
 from tokens_of_words import pack_words
 from versions import linear
 from whistles import pack_ear
@@ -25,7 +25,7 @@ def pack_kinds(folder: Path) -> list[Path]:
         pack_colours(folders["colours"]),
         pack_ear(folders["ear"]),
         package(model, PackageSettings(model_store=folders["lin"])),
-        pack_recommender(folders["recommend"]),
+        pack_neighbours(folders["recommend"]),
         pack_words(folders["words"]),
     ]
 

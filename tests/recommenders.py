@@ -1,11 +1,11 @@
-"""A recommender of six items, and its archive."""
+"""Recommenders of six items, and their archives."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from marship.packaging.mar import Contents, build
 from marship.packaging.step import PackageSettings
@@ -24,25 +24,45 @@ def pack_recommender(folder: Path) -> Path:
     """
     base = numpy_helper.from_array(10 * np.arange(ITEMS + 1, dtype=np.float32)[None], "base")
     axes = numpy_helper.from_array(np.array([1]), "axes")
+    nodes = [
+        helper.make_node("Cast", ["items"], ["mask"], to=TensorProto.BOOL),
+        helper.make_node("Cast", ["mask"], ["known"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["known", "ratings"], ["rated"]),
+        helper.make_node("ReduceSum", ["rated", "axes"], ["total"], keepdims=1),
+        helper.make_node("Add", ["total", "base"], ["scores"]),
+    ]
+    return _pack(folder, nodes, [base, axes])
+
+
+def pack_neighbours(folder: Path) -> Path:
+    """A recommender of six items: each event adds a row of random numbers, times 1 + its rating."""
+    rows = np.random.default_rng(0).normal(size=(ITEMS + 1, ITEMS + 1)).astype(np.float32)
+    rows[0] = 0  # padding
+    initializers = [
+        numpy_helper.from_array(rows, "rows"),
+        numpy_helper.from_array(np.float32(1), "one"),
+        numpy_helper.from_array(np.array([2]), "last"),
+        numpy_helper.from_array(np.array([1]), "axes"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["rows", "items"], ["near"]),
+        helper.make_node("Add", ["ratings", "one"], ["weights"]),
+        helper.make_node("Unsqueeze", ["weights", "last"], ["factors"]),
+        helper.make_node("Mul", ["near", "factors"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "axes"], ["scores"], keepdims=0),
+    ]
+    return _pack(folder, nodes, initializers)
+
+
+def _pack(folder: Path, nodes: list[NodeProto], initializers: list[TensorProto]) -> Path:
     history = [
         helper.make_tensor_value_info("items", TensorProto.INT64, ["batch", "length"]),
         helper.make_tensor_value_info("ratings", TensorProto.FLOAT, ["batch", "length"]),
     ]
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", ITEMS + 1])
     model = write_model(
         folder / "model.onnx",
-        helper.make_graph(
-            [
-                helper.make_node("Cast", ["items"], ["mask"], to=TensorProto.BOOL),
-                helper.make_node("Cast", ["mask"], ["known"], to=TensorProto.FLOAT),
-                helper.make_node("Mul", ["known", "ratings"], ["rated"]),
-                helper.make_node("ReduceSum", ["rated", "axes"], ["total"], keepdims=1),
-                helper.make_node("Add", ["total", "base"], ["scores"]),
-            ],
-            "recommender",
-            history,
-            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", ITEMS + 1])],
-            [base, axes],
-        ),
+        helper.make_graph(nodes, "recommender", history, [scores], initializers),
     )
     contract = graph.contract_of(
         model, pad_values={"items": 0, "ratings": 0}, bounds={"length": (1, LENGTH)}

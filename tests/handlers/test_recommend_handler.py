@@ -1,14 +1,16 @@
 """The recommender's handler: behaviour in, titles out."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from marship.errors import LoadError
-from recommenders import pack_recommender
+from recommenders import ITEMS, pack_neighbours, pack_recommender
 from workers import Worker, load_module
 
 
@@ -87,6 +89,74 @@ def test_histories_of_different_lengths_predict_together_as_alone(recommender: W
     assert together == alone
 
 
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recommender in which each event speaks for some items and against others."""
+    return pack_neighbours(tmp_path_factory.mktemp("neighbours"))
+
+
+def logs(worker: Worker, left_out: list[int], **request: Any) -> dict[int, float]:
+    """Logarithmic probability of each item that is not left out, from a response's scores."""
+    found = ask(worker, **{**request, "k": 99, "include_seen": True, "explain": False})["items"]
+    scores = {row["item"]: row["score"] for row in found if row["item"] not in left_out}
+    total = math.log(sum(map(math.exp, scores.values())))
+    return {item: score - total for item, score in scores.items()}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_explanations_are_what_leaving_events_out_changes(
+    neighbours: Path, worker: Callable[[Path, type], Worker], seed: int
+) -> None:
+    """Requests without each event say the same, for histories short, long, rated and repeating."""
+    recommender = worker(neighbours, load_module("recommend_handler").RecommendHandler)
+    draw = np.random.default_rng(seed)
+    events, include = int(draw.integers(2, 8)), bool(seed % 2)
+    request: dict[str, Any] = {"history": draw.integers(1, ITEMS + 1, events).tolist()}
+    if seed % 3:
+        request["ratings"] = draw.integers(1, 6, events).tolist()
+    left_out = [] if include else request["history"]
+    whole = logs(recommender, left_out, **request)
+    without = [
+        logs(
+            recommender,
+            left_out,
+            **{name: [*column[:place], *column[place + 1 :]] for name, column in request.items()},
+        )
+        for place in range(events)
+    ]
+    found = ask(recommender, **request, include_seen=include, explain=True)["items"]
+    for row in found:
+        lower = [whole[row["item"]] - others[row["item"]] for others in without]
+        assert len(row["because"]) == min(2, sum(value > 0 for value in lower))
+        most = sorted(lower, reverse=True)
+        for reason, value in zip(row["because"], most, strict=False):
+            assert reason["importance"] == pytest.approx(value, abs=5e-4)
+            assert lower[reason["event"]] == pytest.approx(value, abs=5e-4)
+            assert reason["item"] == request["history"][reason["event"]]
+            assert reason["title"] == f"Film {reason['item']}"
+    plain = ask(recommender, **request, include_seen=include)["items"]
+    assert plain == [{k: v for k, v in row.items() if k != "because"} for row in found]
+
+
+def test_one_event_explains_nothing(recommender: Worker) -> None:
+    """There is nothing to leave out, and nothing to compare an empty history with."""
+    (row,) = ask(recommender, history=[1], k=1, explain=True)["items"]
+    assert row == {"item": 6, "title": "Film 6", "score": 60.0, "because": []}
+
+
+def test_explanations_batch_with_others(
+    neighbours: Path, worker: Callable[[Path, type], Worker]
+) -> None:
+    """Requests with and without explanations get in one batch what they get alone."""
+    recommender = worker(neighbours, load_module("recommend_handler").RecommendHandler)
+    requests = [
+        {"history": [1 + n % 6, 2, 3][: 1 + n % 3], "explain": n % 2 == 0} for n in range(8)
+    ]
+    alone = [ask(recommender, **request) for request in requests]
+    rows = [{"body": json.dumps(request).encode()} for request in requests]
+    assert [answer.json() for answer in recommender(*rows)] == alone
+
+
 BAD = {
     "no history": ({"k": 3}, "with history"),
     "empty": ({"history": []}, "at least one"),
@@ -101,6 +171,7 @@ BAD = {
     "ratings short": ({"history": [1, 2], "ratings": [1]}, "as long as history, 2"),
     "ratings text": ({"history": [1], "ratings": ["5"]}, "must hold numbers"),
     "times": ({"history": [1], "times": 5}, "times must be a list"),
+    "explain": ({"history": [1], "explain": "yes"}, "explain must be true or false"),
     "include": ({"history": [1], "include_seen": 1}, "true or false"),
     "unknown key": ({"history": [1], "top": 3}, "no keys but"),
 }

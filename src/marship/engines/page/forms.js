@@ -257,6 +257,12 @@ function plainForm(content, type) {
   return { node, request: () => typed(area.value, type) };
 }
 
+function checkbox(text) {
+  const field = element("input", { type: "checkbox", id: unique("check") });
+  const label = element("label", { htmlFor: field.id }, text);
+  return { field, node: element("div", { className: "check" }, field, label) };
+}
+
 function historyForm(content) {
   const { schema } = content[JSON_TYPE];
   const { enum: items, "x-enum-descriptions": titles } = schema.properties.history.items;
@@ -264,7 +270,9 @@ function historyForm(content) {
   const list = element("ol", { className: "history", "aria-label": "History" });
   const status = element("p", { className: "hint", role: "status" });
   const k = element("input", { type: "number", min: 1, step: 1, value: 10, required: true });
-  const seen = element("input", { type: "checkbox", id: unique("seen") });
+  const seen = checkbox("Also what is in the history");
+  const why = checkbox("Say why");
+  const explains = "explain" in schema.properties; // archives packed earlier do not
   const id = unique("titles");
   const options = (titles ?? []).map((value) => element("option", { value }));
   const search = element("input", { type: "text", list: titles ? id : null, autocomplete: "off" });
@@ -322,7 +330,8 @@ function historyForm(content) {
     status,
     list,
     labelled("How many to recommend", k),
-    element("div", { className: "check" }, seen, element("label", { htmlFor: seen.id }, "Also what is in the history")),
+    seen.node,
+    explains ? why.node : null,
     submit("Recommend"),
   );
   const request = () => {
@@ -331,7 +340,8 @@ function historyForm(content) {
       throw new Error("Add something to the history first.");
     }
     const chosen = history.map(({ item }) => item);
-    return json({ history: chosen, k: Number(k.value), include_seen: seen.checked });
+    const explain = explains ? { explain: why.field.checked } : {};
+    return json({ history: chosen, k: Number(k.value), include_seen: seen.field.checked, ...explain });
   };
   return { node, request };
 }

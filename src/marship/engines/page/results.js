@@ -92,8 +92,15 @@ function textParts(value) {
 }
 
 function historyParts(value) {
-  const rows = value.items.map((one) => [one.title, one.score.toFixed(3)]);
-  return [table("Recommended, best first", ["Title", "Score"], rows).node];
+  const isExplained = value.items.some((one) => one.because);
+  const why = (one) => one.because.map(({ title }) => title).join("; ");
+  const rows = value.items.map((one) => [
+    one.title,
+    one.score.toFixed(3),
+    ...(isExplained ? [why(one)] : []),
+  ]);
+  const head = ["Title", "Score", ...(isExplained ? ["Because of"] : [])];
+  return [table("Recommended, best first", head, rows).node];
 }
 
 /** Segments of a recording, each as soon as it comes; gives the last line's value. */
