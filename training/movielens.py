@@ -1,4 +1,4 @@
-"""MovieLens-100k for recommend.py: download, parsing, splits, batches and metrics.
+"""MovieLens-100k for recommend.py: download, parsing, splits and batches.
 
 100,000 ratings of 1,682 films by 943 people, 1997 to 1998 (Harper and Konstan 2015). The
 licence forbids passing the data on, so it is fetched: the recbole 1.2.1 wheel on PyPI holds a
@@ -19,7 +19,6 @@ from marship.contract import Array, Arrays, digest_files
 from marship.errors import DataError
 from marship.storage import replacing
 
-TOP = 10
 ITEMS = 1683
 """Item ids are 1 to 1682; 0 is padding."""
 GENRES = (
@@ -27,6 +26,8 @@ GENRES = (
     *("Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi"),
     *("Thriller", "War", "Western", "unknown"),
 )
+FEW = (1, 3, 5)
+"""Events of users of whom little is known."""
 LONGEST = 100
 """Most events of a history that the model reads."""
 PERIODS = (1, 1930, 1940, 1950, 1960, 1970, 1980, 1985, 1990, *range(1992, 1999))
@@ -67,19 +68,17 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training, validation and test histories.
+    """Histories to train on, and those to judge by.
 
     Attributes:
-        train: Histories to train on.
-        known: Everything before the test events, for the baselines.
-        valid: Histories whose last event is to be predicted from those before it.
-        test: The same, for the final metrics.
+        train: Histories to train on; the baselines know these, too.
+        judged: Histories whose last event is to be predicted from those before it.
+        few: By a number of events: histories of that many events and the one to predict.
     """
 
     train: list[History]
-    known: list[History]
-    valid: list[History]
-    test: list[History]
+    judged: list[History]
+    few: dict[int, list[History]]
 
 
 def fetch() -> Path:
@@ -180,31 +179,44 @@ def fact_table(items: dict[int, dict[str, object]]) -> npt.NDArray[np.float32]:
     return np.concatenate([genres / np.maximum(genres.sum(1, keepdims=True), 1), periods], 1)
 
 
-def split_last(histories: list[History]) -> Split:
-    """Leave one out: each user's last event is the test, the one before it validation."""
-    return Split(
-        train=[h[:-2] for h in histories],
-        known=[h[:-1] for h in histories],
-        valid=[h[:-1] for h in histories],
-        test=histories,
-    )
+def split_last(histories: list[History], *, final: bool) -> Split:
+    """Leave one out: each user's last event is judged, all events before it are learned.
+
+    Few events are the latest ones before it, although training has seen the others.
+
+    Args:
+        histories: All events.
+        final: Whether the last event is judged, the test; else the one before it, and the last
+            one is not used at all, as when settings are chosen.
+    """
+    judged = histories if final else [h[:-1] for h in histories]
+    few = {n: [h[-n - 1 :] for h in judged] for n in FEW}
+    return Split(train=[h[:-1] for h in judged], judged=judged, few=few)
 
 
-def split_time(histories: list[History], share: float = 0.8) -> Split:
+def split_time(histories: list[History], *, final: bool, share: float = 0.8) -> Split:
     """Split at a point in time: training sees nothing after it.
 
-    The test is to predict the last event of each user active after that point, from all of the
-    user's earlier events, as for a server whose model was trained at that point.
+    The last event of each user active after that point is judged, given all of the user's earlier
+    events, as for a server whose model was trained at that point. Users without events before it
+    are new.
+
+    Args:
+        histories: All events.
+        final: Whether the point is after `share` of all events; else it is after that share of
+            the events before that point, and those after it are not used at all.
+        share: Of the events before the point.
     """
-    point = np.quantile(np.concatenate([h.times for h in histories]), share)
+    times = np.concatenate([h.times for h in histories])
+    point = np.quantile(times, share)
+    if not final:
+        histories = [part for h in histories if len(part := h[h.times < point])]
+        point = np.quantile(times[times < point], share)
     before = [h[h.times < point] for h in histories]
-    before = [h for h in before if len(h) >= 3]
-    return Split(
-        train=[h[:-1] for h in before],
-        known=before,
-        valid=before,
-        test=[h for h in histories if h.times[-1] >= point],
-    )
+    judged = [h for h in histories if h.times[-1] >= point and len(h) > 1]
+    new = [h for h in judged if h.times[0] >= point]
+    few = {n: [h[: n + 1] for h in new if len(h) > n] for n in FEW}
+    return Split(train=[h for h in before if len(h) >= 3], judged=judged, few=few)
 
 
 class RandomWindows(Dataset[dict[str, Array]]):
@@ -257,49 +269,3 @@ def inputs_of(histories: Sequence[History]) -> Arrays:
         "ratings": pad([h.ratings[-LONGEST:] for h in histories]),
         "times": pad([h.times[-LONGEST:] for h in histories]),
     }
-
-
-def judge(outputs: Arrays, targets: Arrays) -> dict[str, float]:
-    """HR@10 and NDCG@10 among all unseen items; ties count against the model.
-
-    Args:
-        outputs: `scores`, (users, 1683).
-        targets: `item`, int (users,), and `seen`, bool (users, 1683), padding included.
-    """
-    scores = np.where(targets["seen"], -np.inf, outputs["scores"])
-    wanted = np.take_along_axis(outputs["scores"], targets["item"][:, None], 1)
-    rank = (~(scores < wanted)).sum(1) - 1  # written so that NaN is never a hit
-    gain = np.where(rank < TOP, 1 / np.log2(np.minimum(rank, TOP) + 2), 0)
-    return {"hr@10": float((rank < TOP).mean()), "ndcg@10": float(gain.mean())}
-
-
-def targets_of(histories: Sequence[History]) -> Arrays:
-    """Targets for `judge`: the last item of each history, and the items seen before."""
-    seen = np.zeros((len(histories), ITEMS), bool)
-    seen[:, 0] = True
-    for row, history in zip(seen, histories, strict=True):
-        row[history.items[:-1]] = True
-    return {"item": np.array([h.items[-1] for h in histories]), "seen": seen}
-
-
-def popularity(known: Sequence[History], histories: Sequence[History]) -> dict[str, float]:
-    """The metrics of recommending the most rated items to everybody."""
-    counts = np.bincount(np.concatenate([h.items for h in known]), minlength=ITEMS)
-    scores = np.tile(counts.astype(np.float32), (len(histories), 1))
-    return judge({"scores": scores}, targets_of(histories))
-
-
-def ease(
-    known: Sequence[History], histories: Sequence[History], penalty: float = 500.0
-) -> dict[str, float]:
-    """The metrics of EASE (Steck 2019, Embarrassingly Shallow Autoencoders, equation 8)."""
-    x = np.zeros((len(known), ITEMS))
-    for row, history in zip(x, known, strict=True):
-        row[history.items] = 1
-    inverse = np.linalg.inv(x.T @ x + penalty * np.eye(ITEMS))
-    weights = inverse / -np.diag(inverse)
-    np.fill_diagonal(weights, 0)
-    targets = targets_of(histories)
-    seen = targets["seen"].astype(np.float64)
-    seen[:, 0] = 0
-    return judge({"scores": seen @ weights}, targets)

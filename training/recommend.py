@@ -8,17 +8,18 @@ and years as further inputs. It maps a history to a score for each of 1,682 film
 need no training. docs/recommend.md shows what each part contributes.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import movielens
 import numpy as np
+import ranking
 import torch
-from movielens import ITEMS, LONGEST, TOP, History, Split, inputs_of, judge, targets_of
+from movielens import ITEMS, LONGEST, History, Split, inputs_of
+from ranking import TOP, judge, targets_of
+from recommend_network import Recommender
 from torch import nn
-from torch.nn import functional
 
 from marship import console
 from marship.contract import Array, Arrays
@@ -29,12 +30,10 @@ from marship.fit.recipe import Recipe
 from marship.settings import flags, setting
 from marship.storage import write_json
 
-FIRST_S, WEEK_S, WEEKS = 874_724_710, 604_800, 32
-"""MovieLens-100k was collected in these weeks; other times are clamped to them."""
-GAPS = 26
-LOWEST = -1e4
-"""The score of padding: below every item's, and within the range of 16-bit floats."""
+NEVER = -100.0
+"""The score of seen items in the loss: below all, and small enough to be summed in float32."""
 BATCH = 128
+SPLITS = {"last": movielens.split_last, "time": movielens.split_time}
 ITEMS_FILE = "items.json"
 REQUEST_FILE = "request.json"
 GOLDEN_REQUEST_FILE = "golden_request.json"
@@ -58,120 +57,13 @@ class Settings(run.RunSettings):
     unknown: float = setting(
         0.1, "share of histories trained without ratings; also without times", minimum=0, maximum=1
     )
+    ease: float = setting(3.0, "weight of EASE's scores, added to the network's", minimum=0)
+    penalty: float = setting(30.0, "of EASE's weights; more is smoother", minimum=0.01)
     average: float = setting(0.99, "decay of the weights' moving average", minimum=0, maximum=1)
     split: str = setting("last", "last: leave one out; time: one point in time")
+    judged: str = setting("test", "test: the last event; valid: the one before, to choose settings")
+    skip_latest: bool = setting(False, "do not train on the event before the judged one")
     data_dir: Path | None = setting(None, "folder with ml-100k.inter and .item; else fetched")
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: causal self-attention and a feed-forward layer."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
-        self.forward_layer = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """X is (batch, length, width); bias, (batch, heads, length, length), is added to scores."""
-        batch, length, width = x.shape
-        parts = self.query_key_value(self.before(x))
-        parts = parts.reshape(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        weights = query @ key.transpose(-1, -2) / math.sqrt(width // self.heads) + bias
-        mixed = weights.softmax(-1) @ value
-        x = x + self.dropout(self.merge(mixed.transpose(1, 2).reshape(batch, length, width)))
-        return x + self.dropout(self.forward_layer(self.between(x)))
-
-
-class Recommender(nn.Module):
-    """Scores from a history, oldest first, padded with 0 on the right.
-
-    Attention is causal, positions are relative, and the output is taken at the last event, so
-    padding changes nothing.
-    """
-
-    def __init__(self, width: int, blocks: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        if width % heads:
-            raise UsageError(f"width must be a multiple of heads, got {width} and {heads}.")
-        self.item = nn.Embedding(ITEMS, width)
-        self.fact = nn.Linear(movielens.FACTS, width, bias=False)
-        self.rating = nn.Embedding(6, width)
-        self.gap = nn.Embedding(GAPS, width)
-        self.week = nn.Embedding(WEEKS + 1, width)
-        self.distance, self.pause = nn.Embedding(LONGEST, heads), nn.Embedding(GAPS, heads)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width)
-        self.popularity = nn.Parameter(torch.zeros(ITEMS))
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("facts", torch.zeros(ITEMS, movielens.FACTS))
-        nn.init.normal_(self.item.weight, std=width**-0.5)
-        for part in (self.rating, self.gap, self.week):
-            nn.init.normal_(part.weight, std=0.02)
-        nn.init.zeros_(self.fact.weight)
-        nn.init.zeros_(self.distance.weight)
-        nn.init.zeros_(self.pause.weight)
-
-    def forward(
-        self,
-        items: torch.Tensor,
-        ratings: torch.Tensor,
-        times: torch.Tensor,
-        at: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Scores for every item; higher is preferred.
-
-        Args:
-            items: int64 (batch, length), 1 to 1682; 0 is padding.
-            ratings: float32 (batch, length), 1 to 5; 0 is unknown.
-            times: int64 (batch, length), seconds since 1970; 0 is unknown.
-            at: bool (batch, length): predict after these events (for training); by default
-                after each row's last one.
-
-        Returns:
-            `scores`, float32 (batch, 1683), or (events in `at`, 1683).
-        """
-        table = self.item.weight + self.fact(self.facts)
-        x = self.dropout(functional.embedding(items, table) + self._event_features(ratings, times))
-        bias = self._attention_bias(times)
-        for block in self.blocks:
-            x = block(x, bias)
-        if at is None:
-            last = ((items > 0).sum(1) - 1).clamp(min=0)
-            x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
-        else:
-            x = x[at]
-        scores = self.norm(x) @ table.T + self.popularity
-        return {"scores": torch.cat([torch.full_like(scores[:, :1], LOWEST), scores[:, 1:]], 1)}
-
-    def _event_features(self, ratings: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """Embeddings of each event's rating, time since the event before, and week."""
-        before = torch.cat([times[:, :1], times[:, :-1]], 1)
-        gap = gap_bucket(before, times)
-        week = (((times - FIRST_S) // WEEK_S).clamp(0, WEEKS - 1) + 1) * (times > 0)
-        stars = ratings.round().clamp(0, 5).to(torch.int64)
-        return self.rating(stars) + self.gap(gap) + self.week(week)
-
-    def _attention_bias(self, times: torch.Tensor) -> torch.Tensor:
-        """Bias by distance in events and in time; later events are masked."""
-        places = torch.arange(times.shape[1], device=times.device)
-        back = places[:, None] - places[None, :]
-        pause = self.pause(gap_bucket(times[:, None, :], times[:, :, None]))
-        bias = self.distance(back.clamp(min=0)) + pause
-        return bias.permute(0, 3, 1, 2).masked_fill(back < 0, LOWEST)
-
-
-def gap_bucket(earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    """Bucket of the logarithm of the seconds between, below GAPS; 0 where a time is unknown."""
-    gap = (later - earlier).clamp(min=0).to(torch.float32)
-    bucket = torch.log2(gap + 1).to(torch.int64).clamp(max=GAPS - 2) + 1
-    return bucket * ((earlier > 0) & (later > 0))
 
 
 def build(width: int, blocks: int, heads: int, dropout: float) -> nn.Module:
@@ -186,10 +78,12 @@ def make_loss(smoothing: float) -> Callable[[nn.Module, dict[str, torch.Tensor]]
         at = batch["next"] > 0
         scores = model(batch["items"], batch["ratings"], batch["times"], at=at)["scores"]
         seen = seen_at(batch["items"], batch["earlier"], at)
-        hit = scores.gather(1, batch["next"][at][:, None])[:, 0]
-        total = scores.masked_fill(seen, LOWEST).logsumexp(1)
-        mean = scores.masked_fill(seen, 0).sum(1) / (~seen).sum(1)
-        return (total - (1 - smoothing) * hit - smoothing * mean).mean()
+        # in few passes over scores, which are most of a step's time
+        logs = scores.masked_fill(seen, NEVER).log_softmax(1)
+        hit = logs.gather(1, batch["next"][at][:, None])[:, 0]
+        count = seen.sum(1)  # padding is seen, and all seen items have its value
+        mean = (logs.sum(1) - count * logs[:, 0]) / (ITEMS - count)
+        return -((1 - smoothing) * hit + smoothing * mean).mean()
 
     return loss
 
@@ -254,34 +148,56 @@ def make_task(model: Recommender, split: Split, settings: Settings, digest: str)
         schedule=warmup_cosine(optimizer, warmup=100, total=steps(settings, train), floor=0.02),
         clip_norm=1.0,
         average=settings.average,
-        validate=lambda model: evaluate(model, split.valid),
-        metric="ndcg@10",
+        # the last epoch's weights are kept: none is chosen by what judges it
+        validate=None if settings.judged == "test" else lambda m: evaluate(m, split.judged),
         collate=movielens.collate,
     )
 
 
-def measure(model: nn.Module, split: Split) -> dict[str, dict[str, float]]:
+def measure(model: nn.Module, split: Split, genres: Array) -> dict[str, dict[str, float]]:
     """The final metrics: the model, the model with inputs hidden, and baselines."""
-    targets = targets_of(split.test)
-    results = {}
-    for name, hidden in {
-        "model": (),
-        "model, no ratings": ("ratings",),
-        "model, no times": ("times",),
-        "model, only items": ("ratings", "times"),
-    }.items():
-        inputs = inputs_of([h[:-1] for h in split.test])
-        inputs |= {key: np.zeros_like(inputs[key]) for key in hidden}
-        results[name] = judge({"scores": predict(model, inputs)}, targets)
-    results["EASE"] = movielens.ease(split.known, split.test)
-    results["popularity"] = movielens.popularity(split.known, split.test)
-    return results
+
+    def hiding(*hidden: str) -> ranking.Scorer:
+        def score(histories: Sequence[History]) -> Array:
+            inputs = inputs_of(histories)
+            return predict(model, inputs | {name: np.zeros_like(inputs[name]) for name in hidden})
+
+        return score
+
+    scorers = {
+        "model": hiding(),
+        "model, no ratings": hiding("ratings"),
+        "model, no times": hiding("times"),
+        "model, only items": hiding("ratings", "times"),
+        "EASE": ranking.ease(split.train),
+        "popularity": ranking.popularity(split.train),
+    }
+    return {name: ranking.measure(scorer, split, genres) for name, scorer in scorers.items()}
+
+
+def check(settings: Settings) -> None:
+    """Refuse splits that there are none of.
+
+    Raises:
+        UsageError: `split` or `judged` is unknown.
+    """
+    for name, known in {"split": SPLITS, "judged": ("test", "valid")}.items():
+        if (given := getattr(settings, name)) not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {given!r}.")
+
+
+def split_of(histories: list[History], settings: Settings) -> Split:
+    """What is learned and what is judged."""
+    split = SPLITS[settings.split](histories, final=settings.judged == "test")
+    if settings.skip_latest:
+        split = replace(split, train=[h[:-1] for h in split.train])
+    return split
 
 
 def arrays_of(split: Split) -> dict[str, Arrays]:
     """Inputs for the later steps: examples, calibration and held-out data."""
-    heldout = inputs_of([h[:-1] for h in split.test])
-    targets = {f"target/{name}": array for name, array in targets_of(split.test).items()}
+    heldout = inputs_of([h[:-1] for h in split.judged])
+    targets = {f"target/{name}": array for name, array in targets_of(split.judged).items()}
     return {
         "examples": {name: array[:64] for name, array in heldout.items()},
         "calibration": inputs_of(split.train[:256]),
@@ -303,25 +219,28 @@ def request_of(history: History) -> dict[str, object]:
 @flags(Settings)
 def main(settings: Settings) -> None:
     """Train the recommender on MovieLens-100k."""
-    splits = {"last": movielens.split_last, "time": movielens.split_time}
-    if settings.split not in splits:
-        raise UsageError(f"split must be one of {', '.join(splits)}, got {settings.split!r}.")
+    check(settings)
     accelerator = start(settings)
     with accelerator.main_process_first():
         folder = settings.data_dir or movielens.fetch()
     digest = movielens.digest(folder)
     if run.is_finished(settings, digest):
         return
-    split = splits[settings.split](movielens.read_histories(folder))
+    histories = movielens.read_histories(folder)
+    split = split_of(histories, settings)
     items = movielens.read_items(folder)
 
     model = Recommender(settings.width, settings.blocks, settings.heads, settings.dropout)
-    model.facts.copy_(torch.from_numpy(movielens.fact_table(items)))
+    facts = torch.from_numpy(movielens.fact_table(items))
+    model.get_buffer("facts").copy_(facts)
+    weights = ranking.ease_weights(split.train, settings.penalty)
+    model.get_buffer("together").copy_(torch.from_numpy(settings.ease * weights))
     fitted = fit(make_task(model, split, settings, digest), settings, accelerator)
     if not accelerator.is_main_process:
         return
 
-    results = measure(model, split)
+    genres = facts[:, : len(movielens.GENRES)].numpy()
+    results = measure(model, split, genres)
     recipe = Recipe(
         name="recommend",
         build="training/recommend.py:build",
@@ -337,25 +256,28 @@ def main(settings: Settings) -> None:
             "data": "MovieLens-100k, from the recbole 1.2.1 wheel; not for redistribution",
             "data_digest": digest,
             "split": settings.split,
-            "test_users": len(split.test),
+            "judged": settings.judged,
+            "users": len(split.judged),
         },
     )
     write_json(settings.run_dir / ITEMS_FILE, items)
-    write_json(settings.run_dir / REQUEST_FILE, request_of(split.test[0][:-1]))
+    write_json(settings.run_dir / REQUEST_FILE, request_of(split.judged[0][:-1]))
     first = sorted(map(int, items))[:3]
     write_json(settings.run_dir / GOLDEN_REQUEST_FILE, {"history": first, "k": 3})
-    metrics = {"test": results, "test_users": len(split.test)}
+    users = len(split.judged)
+    metrics = {settings.judged: results, "users": users}
     run.finish(settings, fitted, recipe, metrics=metrics, arrays=arrays_of(split))
-    print_metrics(results, len(split.test))
+    print_metrics(results, users)
 
 
 def print_metrics(results: dict[str, dict[str, float]], users: int) -> None:
     """Print the metrics as a table."""
     from rich.table import Table
 
-    table = Table("", "HR@10", "NDCG@10", title=f"Next film of {users} people")
+    columns = [name.replace("hr@", "HR@").replace("ndcg@", "NDCG@") for name in results["model"]]
+    table = Table("", *columns, title=f"Next film of {users} people")
     for name, row in results.items():
-        table.add_row(name, f"{row['hr@10']:.3f}", f"{row['ndcg@10']:.3f}")
+        table.add_row(name, *(f"{value:.3f}" for value in row.values()))
     console.out.print(table)
 
 

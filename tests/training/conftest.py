@@ -25,6 +25,13 @@ def movielens(recommend: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def ranking(recommend: ModuleType) -> ModuleType:
+    """training/ranking.py, likewise."""
+    module: ModuleType = recommend.ranking
+    return module
+
+
+@pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small MovieLens-100k."""
     return write_mini(tmp_path_factory.mktemp("mini"))

@@ -152,60 +152,34 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path, movielens: ModuleType,
         movielens.read_histories(tmp_path)
 
 
-def test_leave_one_out_hides_the_last_two(movielens: ModuleType, mini: Path) -> None:
-    """Nobody's last event or the one before it is learned from; validation is asked for first."""
+def test_leave_one_out_hides_what_is_judged(movielens: ModuleType, mini: Path) -> None:
+    """The last event is judged and not learned from; to choose settings it is not used at all."""
     histories = movielens.read_histories(mini)
-    split = movielens.split_last(histories)
-    for train, valid, test in zip(split.train, split.valid, split.test, strict=True):
-        assert len(train) + 1 == len(valid) == len(test) - 1
-        assert (train.items == test.items[:-2]).all()
-        assert (valid.items == test.items[:-1]).all()
+    for final, hidden in ((True, 0), (False, 1)):
+        split = movielens.split_last(histories, final=final)
+        for whole, train, judged in zip(histories, split.train, split.judged, strict=True):
+            assert (judged.items == whole.items[: len(whole) - hidden]).all()
+            assert (train.items == judged.items[:-1]).all()
+        for events, few in split.few.items():
+            for short, judged in zip(few, split.judged, strict=True):
+                assert (short.items == judged.items[-events - 1 :]).all()
 
 
 def test_one_point_in_time_hides_the_future(movielens: ModuleType, mini: Path) -> None:
-    """Nothing that is learned from or known is later than what any test asks for."""
-    split = movielens.split_time(movielens.read_histories(mini))
-    latest = max(history.times.max() for history in split.known)
-    assert max(history.times.max() for history in split.train) <= latest
-    assert 0 < len(split.test) < 40
-    assert all(history.times[-1] > latest for history in split.test)
-
-
-def judged(movielens: ModuleType, scores: list[float], wanted: int, seen: list[int]) -> list[float]:
-    """HR@10 and NDCG@10 of one user."""
-    hidden = np.zeros((1, len(scores)), bool)
-    hidden[0, [0, *seen]] = True
-    found = movielens.judge(
-        {"scores": np.array([scores])}, {"item": np.array([wanted]), "seen": hidden}
-    )
-    return [found["hr@10"], found["ndcg@10"]]
-
-
-def test_the_judge_counts_ranks_among_the_unseen(movielens: ModuleType) -> None:
-    """Rank 1 gains 1, rank 3 a half, rank 11 nothing; seen items do not count; ties do."""
-    falling = [0.0, *np.linspace(1, 0.1, 20)]
-    assert judged(movielens, falling, 1, []) == [1, 1]
-    assert judged(movielens, falling, 3, []) == [1, 0.5]
-    assert judged(movielens, falling, 11, []) == [0, 0]
-    assert judged(movielens, falling, 11, list(range(1, 11))) == [1, 1]
-    assert judged(movielens, [1.0] * 21, 5, []) == [0, 0]
-    assert judged(movielens, [float("nan")] * 21, 5, []) == [0, 0]
-
-
-def test_popularity_and_ease_know_what_goes_together(movielens: ModuleType) -> None:
-    """Popularity ranks by count; EASE finds the item that always comes with the one known."""
-
-    def person(*items: int) -> object:
-        return movielens.History(
-            np.array(items), np.ones(len(items), np.float32), np.arange(1, len(items) + 1)
-        )
-
-    known = [person(1, 2)] * 4 + [person(3, 4)] * 2 + [person(2, 5)] * 5
-    asked = [person(3, 4)]
-    best = movielens.ease(known, asked, penalty=0.5)
-    assert best["ndcg@10"] == 1
-    assert movielens.popularity(known, [person(1, 2)])["ndcg@10"] == 1
-    assert movielens.popularity(known, asked)["ndcg@10"] < 1
+    """Nothing that is learned from is later than what is judged; new users were never seen."""
+    histories = movielens.read_histories(mini)
+    test = movielens.split_time(histories, final=True)
+    valid = movielens.split_time(histories, final=False)
+    for split in (test, valid):
+        latest = max(history.times.max() for history in split.train)
+        assert 0 < len(split.judged) < 40
+        assert all(history.times[-1] > latest for history in split.judged)
+        for events, few in split.few.items():
+            assert few
+            assert all(len(history) == events + 1 for history in few)
+            assert all(history.times[0] > latest for history in few)
+    point = min(history.times[-1] for history in test.judged)
+    assert all(history.times[-1] < point for history in valid.judged)
 
 
 def test_facts_are_genres_and_period(movielens: ModuleType, mini: Path) -> None:
