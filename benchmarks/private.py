@@ -50,7 +50,9 @@ class PrivateSettings:
     cases: tuple[str, ...] = setting((), "mlp or cnn; may be repeated; else both")
     rows: int = setting(540, "test rows to ask for", minimum=1)
     clients: int = setting(4, "clients at once", minimum=1)
-    recommend: Path | None = setting(None, "a run folder of training/recommend.py, exported")
+    recommend: Path | None = setting(
+        None, "a run folder of training/recommend.py --ease 0, exported"
+    )
     tensor: str = setting("layer_norm_4", "its tensor from which on scores are encrypted")
 
 

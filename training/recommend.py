@@ -57,7 +57,7 @@ class Settings(run.RunSettings):
     unknown: float = setting(
         0.1, "share of histories trained without ratings; also without times", minimum=0, maximum=1
     )
-    ease: float = setting(3.0, "weight of EASE's scores, added to the network's", minimum=0)
+    ease: float = setting(3.0, "weight of EASE's scores beside the network's; 0: none", minimum=0)
     penalty: float = setting(30.0, "of EASE's weights; more is smoother", minimum=0.01)
     average: float = setting(0.99, "decay of the weights' moving average", minimum=0, maximum=1)
     split: str = setting("last", "last: leave one out; time: one point in time")
@@ -66,9 +66,9 @@ class Settings(run.RunSettings):
     data_dir: Path | None = setting(None, "folder with ml-100k.inter and .item; else fetched")
 
 
-def build(width: int, blocks: int, heads: int, dropout: float) -> nn.Module:
+def build(width: int, blocks: int, heads: int, dropout: float, ease: float) -> Recommender:
     """The model, without its weights."""
-    return Recommender(width, blocks, heads, dropout)
+    return Recommender(width, blocks, heads, dropout, ease=ease > 0)
 
 
 def make_loss(smoothing: float) -> Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]:
@@ -230,11 +230,12 @@ def main(settings: Settings) -> None:
     split = split_of(histories, settings)
     items = movielens.read_items(folder)
 
-    model = Recommender(settings.width, settings.blocks, settings.heads, settings.dropout)
+    model = build(settings.width, settings.blocks, settings.heads, settings.dropout, settings.ease)
     facts = torch.from_numpy(movielens.fact_table(items))
     model.get_buffer("facts").copy_(facts)
-    weights = ranking.ease_weights(split.train, settings.penalty)
-    model.get_buffer("together").copy_(torch.from_numpy(settings.ease * weights))
+    if settings.ease:
+        weights = ranking.ease_weights(split.train, settings.penalty)
+        model.get_buffer("together").copy_(torch.from_numpy(settings.ease * weights))
     fitted = fit(make_task(model, split, settings, digest), settings, accelerator)
     if not accelerator.is_main_process:
         return

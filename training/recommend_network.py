@@ -48,10 +48,11 @@ class Recommender(nn.Module):
 
     Attention is causal, positions are relative, and the output is taken at the last event, so
     padding changes nothing. `together`, (1683, 1683), is what each item of the history adds to
-    every score, whatever its place: EASE's weights, which are not trained by gradients.
+    every score, whatever its place: EASE's weights, which are not trained by gradients. Without
+    `ease` there is no such table.
     """
 
-    def __init__(self, width: int, blocks: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, blocks: int, heads: int, dropout: float, *, ease: bool) -> None:
         super().__init__()
         if width % heads:
             raise UsageError(f"width must be a multiple of heads, got {width} and {heads}.")
@@ -66,7 +67,7 @@ class Recommender(nn.Module):
         self.popularity = nn.Parameter(torch.zeros(ITEMS))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("facts", torch.zeros(ITEMS, movielens.FACTS))
-        self.register_buffer("together", torch.zeros(ITEMS, ITEMS))
+        self.register_buffer("together", torch.zeros(ITEMS, ITEMS) if ease else None)
         nn.init.normal_(self.item.weight, std=width**-0.5)
         for part in (self.rating, self.gap, self.week):
             nn.init.normal_(part.weight, std=0.02)
@@ -104,8 +105,9 @@ class Recommender(nn.Module):
         last = ((items > 0).sum(1) - 1).clamp(min=0)
         x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
         scores = functional.linear(self.norm(x), table, popularity)
-        seen = torch.zeros_like(scores).scatter(1, items, 1.0)
-        return {"scores": scores + seen @ self.together}
+        if self.together is not None:
+            scores = scores + torch.zeros_like(scores).scatter(1, items, 1.0) @ self.together
+        return {"scores": scores}
 
     def _event_features(self, ratings: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Embeddings of each event's rating, time since the event before, and week."""

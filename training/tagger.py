@@ -74,7 +74,7 @@ class Settings:
     """Where it is written, and how the crops are drawn."""
 
     run_dir: Path = setting(Path("runs/tagger"), "folder for everything that is written")
-    parts: int = setting(16, "random crops of each photograph", minimum=1)
+    parts: int = setting(24, "random crops of each photograph", minimum=1)
     seed: int = setting(1, "random seed; equal seeds give equal crops")
     threads: int = setting(0, "CPU threads; 0 leaves it to PyTorch")
     again: bool = setting(False, "write run_dir again although it is complete")
@@ -270,7 +270,7 @@ def write(
         handler="image_handler.py",
         judge="training/tagger.py:judge",
         metric="kept",
-        budget=0.01,
+        budget=0.005,
         dynamic=("pixels:1=height", "pixels:2=width"),
         bounds={"height": (1, None), "width": (1, None)},
         assets=(PICTURE_FILE,),

@@ -17,14 +17,14 @@ from marship.fit.checkpoint import load_weights
 from marship.fit.recipe import Recipe, resolve
 from recipes import REPOSITORY
 
-SIZES = ("width", "blocks", "heads", "dropout")
+SIZES = ("width", "blocks", "heads", "dropout", "ease")
 
 
 @pytest.fixture(scope="module")
 def model(recommend: ModuleType) -> nn.Module:
     """A small recommender with random weights and facts."""
     torch.manual_seed(0)
-    built: nn.Module = recommend.build(width=8, blocks=2, heads=2, dropout=0.5)
+    built: nn.Module = recommend.build(width=8, blocks=2, heads=2, dropout=0.5, ease=1.0)
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.5)
     built.get_buffer("facts").uniform_()
@@ -52,6 +52,16 @@ def added(model: nn.Module, items: torch.Tensor) -> torch.Tensor:
     """What the items of histories add to every score, whatever their order."""
     together = model.get_buffer("together")
     return torch.stack([together[row.unique()].sum(0) for row in items])
+
+
+def test_without_ease_there_is_no_table(recommend: ModuleType, model: nn.Module) -> None:
+    """The network alone gives the scores less what the items of the history add."""
+    alone = recommend.build(width=8, blocks=2, heads=2, dropout=0.5, ease=0.0).eval()
+    weights = {k: v for k, v in model.state_dict().items() if k != "together"}
+    alone.load_state_dict(weights)
+    inputs = history(20)
+    expected = scores(model, inputs) - added(model, inputs[0])
+    torch.testing.assert_close(scores(alone, inputs), expected)
 
 
 @pytest.mark.parametrize("fill", [1, 7, 60])

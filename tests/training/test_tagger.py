@@ -5,10 +5,12 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from marship.contract import Arrays
 from marship.fit.recipe import Recipe, resolve
@@ -73,7 +75,7 @@ def test_the_run_folder_has_what_later_steps_read(tagger: ModuleType, cache: Pat
     """Weights, recipe, labels, examples of many sizes, rows with float32's own answers."""
     folder = make(tagger, cache / "run")
     recipe = Recipe.load(folder)
-    assert (recipe.name, recipe.metric, recipe.budget) == ("tagger", "expected", 0.005)
+    assert (recipe.name, recipe.metric, recipe.budget) == ("tagger", "kept", 0.005)
     picture = json.loads((folder / "picture.json").read_text())
     assert (picture["side"], picture["crop"]) == (224, 0.875)
     assert rows(folder, "examples")["pixels"].dtype == np.uint8
@@ -86,8 +88,9 @@ def test_the_run_folder_has_what_later_steps_read(tagger: ModuleType, cache: Pat
     with torch.inference_mode():
         answer = model(torch.from_numpy(held["pixels"][:2]))["probabilities"].numpy()
     np.testing.assert_allclose(answer, held["target/probabilities"][:2], atol=1e-5)
-    exact = {"probabilities": held["target/probabilities"]}
-    assert tagger.judge(exact, exact)["agreement"] == 1
+    exact = {name: held[f"target/{name}"] for name in ("probabilities", "degraded")}
+    found = tagger.judge(exact, exact)
+    assert (found["agreement"], found["kept"]) == (1, 1)
 
 
 def test_it_is_made_once(
@@ -120,8 +123,37 @@ def test_the_judge_weighs_mistakes_by_how_sure_float32_was(tagger: ModuleType) -
     near["probabilities"][0] = [0.3, 0.6, 0.1]
     far = {"probabilities": near["probabilities"].copy()}
     far["probabilities"][1] = [0.0, 0.0, 1.0]
-    targets = {"probabilities": sure}
-    best = tagger.judge(same, targets)
-    assert best == pytest.approx({"expected": 0.7, "agreement": 1.0})
-    assert tagger.judge(near, targets) == pytest.approx({"expected": 0.65, "agreement": 0.5})
-    assert tagger.judge(far, targets) == pytest.approx({"expected": 0.225, "agreement": 0.0})
+    targets = {"probabilities": sure, "degraded": np.array([True, False])}
+
+    def judged(outputs: Arrays, **changed: Any) -> list[float]:
+        found = tagger.judge(outputs, targets | changed)
+        return [found[name] for name in ("expected", "agreement", "kept")]
+
+    assert judged(same) == pytest.approx([0.7, 1, 1])
+    assert judged(near) == pytest.approx([0.65, 0.5, 0.4 / 0.5])  # of the degraded one
+    assert judged(far) == pytest.approx([0.225, 0, 0.05 / 0.9])  # of the clean one
+    clean = np.zeros(2, bool)
+    assert judged(near, degraded=clean) == pytest.approx([0.65, 0.5, 1.3 / 1.4])
+
+
+def test_pictures_are_degraded_in_every_way(tagger: ModuleType) -> None:
+    """Each fault changes a picture, and leaves its shape; equal seeds draw equal faults."""
+    picture = np.asarray(photo(64, 64))
+    faults = ("_small", "_compressed", "_blurred", "_noisy", "_lit", "_pale")
+    for fault in faults:
+        changed = getattr(tagger, fault)(Image.fromarray(picture), np.random.default_rng(1))
+        assert changed.size == (64, 64)
+        assert changed.mode == "RGB"
+        assert not np.array_equal(np.asarray(changed), picture)
+    drawn = [tagger.degrade(picture, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert all(one.shape == picture.shape and one.dtype == np.uint8 for one in drawn)
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_about_half_of_the_crops_are_degraded(tagger: ModuleType) -> None:
+    """Also among those by which int8 is judged, every fourth."""
+    jpeg = encode(photo(96, 64), "JPEG")
+    _, degraded = tagger.cut([jpeg] * 8, tagger.Settings(parts=24))
+    assert 0.4 < degraded.mean() < 0.6
+    assert 0.3 < degraded[::4].mean() < 0.7
