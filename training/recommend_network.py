@@ -92,22 +92,23 @@ class Recommender(nn.Module):
                 it knows what follows (for training); by default after each row's last one.
 
         Returns:
-            `scores`, float32 (batch, 1683), or (events in `at`, 1683).
+            `scores`, float32 (batch, 1683), or (events in `at`, 1683); that of padding is below
+            all others, but for training means nothing.
         """
         table = self.item.weight + self.fact(self.facts)
         x = self.dropout(functional.embedding(items, table) + self._event_features(ratings, times))
         bias = self._attention_bias(times)
         for block in self.blocks:
             x = block(x, bias)
-        popularity = torch.cat([self.popularity.new_full((1,), LOWEST), self.popularity[1:]])
         if at is not None:
-            return {"scores": functional.linear(self.norm(x[at]), table, popularity)}
+            return {"scores": functional.linear(self.norm(x[at]), table, self.popularity)}
         last = ((items > 0).sum(1) - 1).clamp(min=0)
         x = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
-        scores = functional.linear(self.norm(x), table, popularity)
+        scores = functional.linear(self.norm(x), table, self.popularity)
         if self.together is not None:
             scores = scores + torch.zeros_like(scores).scatter(1, items, 1.0) @ self.together
-        return {"scores": scores}
+        # at the end: a range that LOWEST is part of leaves int8 no steps for the others
+        return {"scores": torch.cat([torch.full_like(scores[:, :1], LOWEST), scores[:, 1:]], 1)}
 
     def _event_features(self, ratings: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Embeddings of each event's rating, time since the event before, and week."""
