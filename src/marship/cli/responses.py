@@ -42,7 +42,7 @@ def show_response(response: Any) -> None:  # noqa: ANN401  any that a model answ
     if not records:
         console.out.print_json(json.dumps(response))
         return
-    grid(tuple(records[0]), (tuple(record.values()) for record in records))
+    grid(tuple(records[0]), (tuple(map(_cell, record.values())) for record in records))
 
 
 def _records(response: object) -> list[dict[str, object]]:
@@ -53,6 +53,14 @@ def _records(response: object) -> list[dict[str, object]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return []
     return rows if len({tuple(row) for row in rows}) == 1 else []
+
+
+def _cell(value: object) -> object:
+    """A value of a record; of records within it, such as reasons, only texts and fractions."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        return value
+    told = ([v for v in one.values() if isinstance(v, str | float)] for one in value)
+    return "; ".join(" ".join(map(str, values)) for values in told)
 
 
 def show_predictions(done: "Outcome", run: "Run", passed_over: Sequence[str]) -> None:

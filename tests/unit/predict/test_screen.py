@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from marship import console
-from marship.cli.responses import show_predictions
+from marship.cli.responses import show_predictions, show_response
 from marship.predict import Run
 from marship.predict.outcome import Outcome
 from marship.predict.rows import Row
@@ -92,3 +92,21 @@ def test_progress_keeps_to_one_line(rate: float, width: int) -> None:
     file = io.StringIO()
     Console(file=file, width=width).print(bar.get_renderable())
     assert file.getvalue().count("\n") == 1
+
+
+def test_reasons_are_read_as_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Records within a record, such as a recommendation's reasons, are no Python of ours."""
+    reason = {"event": 0, "item": 50, "title": "Star Wars (1977)", "importance": 0.8725}
+    rows = [
+        {
+            "item": 181,
+            "title": "Jedi",
+            "score": 8.7,
+            "because": [reason, reason | {"title": "[b]"}],
+        },
+        {"item": 1, "title": "Toy Story", "score": 3.0, "because": []},
+    ]
+    show_response({"items": rows})
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert "Star Wars (1977) 0.8725; [b] 0.8725" in first
+    assert second.split() == ["1", "Toy", "Story", "3"]
