@@ -11,6 +11,7 @@ from imagefolder import Pictures
 from torch import nn
 from torch.nn import functional
 
+from marship import console
 from marship.contract import Array
 from marship.storage import replacing
 
@@ -22,6 +23,8 @@ COLDEST, HOTTEST = 0.1, 10.0
 """Bounds of the temperature; without any mistake in the validation part there is no minimum."""
 BATCH = 128
 MISTAKES = 24
+FEW_PICTURES = 200
+"""With fewer held out, temperature scaling can make calibration worse: see docs/image.md."""
 BEST = 5
 
 
@@ -59,6 +62,17 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of pictures whose most likely class is the true one."""
     return float((logits.argmax(1) == labels).double().mean())
+
+
+def apart(logits: torch.Tensor, labels: torch.Tensor, copied: Array) -> dict[str, Any]:
+    """Accuracy, how many pictures have a near copy among those learned from, and it without."""
+    others = torch.from_numpy(~copied)
+    found = accuracy(logits[others], labels[others]) if others.any() else None
+    return {
+        "accuracy": accuracy(logits, labels),
+        "near_copies": int(copied.sum()),
+        "accuracy_without_near_copies": found,
+    }
 
 
 def measure(
@@ -178,3 +192,26 @@ def draw_reliability(before: torch.Tensor, after: torch.Tensor, labels: torch.Te
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def show(results: dict[str, Any], pictures: dict[str, int]) -> None:
+    """Print the metrics."""
+    from rich.table import Table
+
+    table = Table("class", "precision", "recall", title=f"Accuracy {results['accuracy']:.4f}")
+    for name, row in results["classes"].items():
+        table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}")
+    console.out.print(table)
+    found = results["calibration"]
+    before, after = (found[name]["expected_calibration_error"] for name in ("before", "after"))
+    console.out.print(
+        f"on {pictures['test']} test pictures; expected calibration error {before:.4f}, "
+        f"and {after:.4f} with temperature {found['temperature']:.3f}",
+        soft_wrap=True,
+    )
+    if pictures["validation"] < FEW_PICTURES:
+        console.out.print(
+            f"the temperature comes from {pictures['validation']} held-out pictures, too few to "
+            "trust the probabilities. Hold out more with --validation.",
+            soft_wrap=True,
+        )

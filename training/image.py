@@ -15,7 +15,15 @@ import evaluation
 import numpy as np
 import torch
 from augment import Augmentation, Augmented
-from imagefolder import ImageFolder, Pictures, arrays_of, calibration_of, hold_out, load
+from imagefolder import (
+    ImageFolder,
+    Pictures,
+    arrays_of,
+    calibration_of,
+    hold_out,
+    load,
+    near_copies,
+)
 from pixels import Pixels
 from resnet import ResNet
 from torch import nn
@@ -35,8 +43,6 @@ from marship.storage import write_json
 
 PICTURE_FILE = "picture.json"
 TAG_THRESHOLD = 0.3
-FEW_PICTURES = 200
-"""With fewer held out, temperature scaling can make calibration worse: see docs/image.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,27 +263,29 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
 
 
-def calibrate(model: Classifier, watched: Pictures, settings: Settings) -> float:
-    """Fit the temperature on held-out pictures, and save it with the weights."""
-    logits = evaluation.logits_of(model, watched)
-    temperature = evaluation.fit_temperature(logits, torch.from_numpy(watched.labels))
+def calibrate(model: Classifier, logits: torch.Tensor, labels: torch.Tensor, run_dir: Path) -> None:
+    """Fit the temperature on the logits of held-out pictures, and save it with the weights."""
+    temperature = evaluation.fit_temperature(logits, labels)
     model.temperature.fill_(temperature)
-    path = settings.run_dir / run.CHECKPOINT_FILE
+    path = run_dir / run.CHECKPOINT_FILE
     content = checkpoint.load(path)
     content["weights"]["temperature"] = model.temperature.cpu()
     checkpoint.save(path, content)
-    return temperature
 
 
 def evaluate(
-    model: Classifier, test: Pictures, classes: tuple[str, ...], run_dir: Path
+    model: Classifier, folder: ImageFolder, learned: Pictures, settings: Settings
 ) -> dict[str, Any]:
     """Metrics and plots for the test pictures."""
+    test = folder.test
     logits, labels = evaluation.logits_of(model, test), torch.from_numpy(test.labels)
     temperature = model.temperature.cpu()
     before, after = logits.softmax(1), (logits / temperature).softmax(1)
-    evaluation.draw(test, before, after, classes, run_dir)
-    return evaluation.measure(logits, labels, float(temperature), classes)
+    evaluation.draw(test, before, after, folder.classes, settings.run_dir)
+    copied = near_copies(test, learned, settings.seed)
+    return evaluation.measure(
+        logits, labels, float(temperature), folder.classes
+    ) | evaluation.apart(logits, labels, copied)
 
 
 def calibration_rows(
@@ -336,9 +344,11 @@ def write_results(
     fitted: Fitted,
 ) -> None:
     """Calibrate and evaluate the model, and write the files for the later steps."""
-    learned, watched = places
-    calibrate(model, folder.train.part(watched), settings)
-    results = evaluate(model, folder.test, folder.classes, settings.run_dir)
+    learned, watched = (folder.train.part(part) for part in places)
+    logits, labels = evaluation.logits_of(model, watched), torch.from_numpy(watched.labels)
+    calibrate(model, logits, labels, settings.run_dir)
+    held_out = evaluation.apart(logits, labels, near_copies(watched, learned, settings.seed))
+    results = evaluate(model, folder, learned, settings)
     write_json(
         settings.run_dir / PICTURE_FILE,
         {
@@ -365,34 +375,11 @@ def write_results(
         settings,
         fitted,
         recipe,
-        metrics={"test": results, "pictures": counts},
+        metrics={"test": results, "validation": held_out, "pictures": counts},
         arrays=arrays_of(folder, settings.seed)
         | {"calibration": calibration_rows(model, folder.train, places, settings.seed)},
     )
-    print_metrics(results, counts)
-
-
-def print_metrics(results: dict[str, Any], pictures: dict[str, int]) -> None:
-    """Print the metrics."""
-    from rich.table import Table
-
-    table = Table("class", "precision", "recall", title=f"Accuracy {results['accuracy']:.4f}")
-    for name, row in results["classes"].items():
-        table.add_row(name, f"{row['precision']:.3f}", f"{row['recall']:.3f}")
-    console.out.print(table)
-    found = results["calibration"]
-    before, after = (found[name]["expected_calibration_error"] for name in ("before", "after"))
-    console.out.print(
-        f"on {pictures['test']} test pictures; expected calibration error {before:.4f}, "
-        f"and {after:.4f} with temperature {found['temperature']:.3f}",
-        soft_wrap=True,
-    )
-    if pictures["validation"] < FEW_PICTURES:
-        console.out.print(
-            f"the temperature comes from {pictures['validation']} held-out pictures, too few to "
-            "trust the probabilities. Hold out more with --validation.",
-            soft_wrap=True,
-        )
+    evaluation.show(results, counts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import copies
 import numpy as np
 from PIL import Image
 
@@ -129,25 +130,38 @@ def _read_all(folder: Path, files: Sequence[Path], pixels: Array) -> list[_Decod
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[Array, Array]:
     """Indices of the pictures to train on, and of those held out: `share` of each class.
 
-    Copies of a picture stay together, so that none of the held-out pictures is trained on.
+    Copies of a picture stay together, near ones too, so that none of the held-out pictures is
+    trained on.
 
     Raises:
         DataError: A class has a single picture, so that none would be left to train on.
     """
     generator = np.random.default_rng(seed)
+    _, first, same = np.unique(pictures.digests, return_index=True, return_inverse=True)
+    coarse = copies.coarse(pictures.pixels)
+    numbers = copies.groups(coarse, copies.limit(coarse[first], seed), first[same])
     out = np.zeros(len(pictures), bool)
-    _, originals, original = np.unique(pictures.digests, return_index=True, return_inverse=True)
     for label in np.unique(pictures.labels):
-        places = np.sort(originals[pictures.labels[originals] == label])
-        if len(places) < 2:
+        places = np.flatnonzero(pictures.labels == label)
+        if len(np.unique(same[places])) < 2:
             raise DataError(
                 "each class must have 2 different pictures to learn from, got only "
                 f"{pictures.names[places[0]]}. Add pictures of this class, or leave it out."
             )
-        chosen = generator.permutation(places)
-        out[chosen[: max(1, round(share * len(chosen)))]] = True
-    out = out[originals[original]]
+        near = len(np.unique(numbers[places])) > 1
+        _, group = np.unique((numbers if near else same)[places], return_inverse=True)
+        sizes = np.bincount(group)
+        count = max(1, round(share * len(sizes)))
+        # a large group, such as frames of one film, would hold out far more than the share
+        fitting = np.flatnonzero(sizes <= max(count, sizes.min()))
+        out[places[np.isin(group, generator.permutation(fitting)[:count])]] = True
     return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def near_copies(pictures: Pictures, learned: Pictures, seed: int) -> Array:
+    """Which of some pictures have a near copy among those that were trained on, bool."""
+    known = copies.coarse(learned.pixels)
+    return copies.known(copies.coarse(pictures.pixels), known, copies.limit(known, seed))
 
 
 def calibration_of(train: Pictures, places: tuple[Array, Array], seed: int) -> Pictures:

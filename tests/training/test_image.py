@@ -224,6 +224,18 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert [row["epoch"] for row in metrics_of(torn.run_dir)["history"]] == [1, 2, 3, 4]
 
 
+def test_held_out_and_test_are_judged_without_near_copies(image_run: Path) -> None:
+    """metrics.json has both accuracies, whole and without pictures that train has copies of."""
+    metrics = metrics_of(image_run)
+    for part in ("validation", "test"):
+        found = metrics[part]
+        others = metrics["pictures"][part] - found["near_copies"]
+        right = found["accuracy"] * metrics["pictures"][part]
+        assert others > 0.98 * metrics["pictures"][part]
+        assert found["accuracy_without_near_copies"] * others <= right + 1e-9
+    assert metrics["validation"]["near_copies"] == 0
+
+
 def test_few_pictures_to_calibrate_on_are_reported(digits: Path, tmp_path: Path) -> None:
     """A temperature from a few held-out pictures is not trusted, and the run says so."""
     flags = ["--run-dir", str(tmp_path / "run"), "--data-dir", str(digits), "--epochs", "1"]

@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,50 @@ def test_copies_are_held_out_together(imagefolder: ModuleType, digits: Path) -> 
         )
         assert held
         assert not kept & held
+
+
+def kept(imagefolder: ModuleType, pixels: np.ndarray, labels: list[int]) -> Any:
+    """Pictures with these pixels and labels, of which none is exactly another."""
+    names = tuple(f"train/{label}/{number}" for number, label in enumerate(labels))
+    return imagefolder.Pictures(names, pixels, np.array(labels), np.array(names))
+
+
+def test_near_copies_are_held_out_together(imagefolder: ModuleType) -> None:
+    """Darker copies of pictures are on the side of their originals, with any seed."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    darker = (noise * 0.8).astype(np.uint8)
+    train = kept(
+        imagefolder, np.concatenate([noise, darker]), [0] * 30 + [1] * 30 + [0] * 30 + [1] * 30
+    )
+    for seed in range(5):
+        learned, held = imagefolder.hold_out(train, 0.2, seed)
+        assert len(held) == 24
+        assert set(held % 60) == set(held[held < 60].tolist())
+        assert set(learned) | set(held) == set(range(120))
+        assert not imagefolder.near_copies(train.part(held), train.part(learned), seed).any()
+    learned, held = np.arange(60), np.arange(60, 120)
+    assert imagefolder.near_copies(train.part(held), train.part(learned), 0).all()
+
+
+def test_a_film_is_not_held_out_whole(imagefolder: ModuleType) -> None:
+    """A group far larger than the share stays with what is trained on."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    film = (noise[:1] * np.linspace(0.5, 1, 30)[:, None, None, None]).astype(np.uint8)
+    train = kept(imagefolder, np.concatenate([noise[1:], film]), [0] * 69)
+    for seed in range(20):
+        _, held = imagefolder.hold_out(train, 0.1, seed)
+        assert held.max() < 39
+        assert len(held) == 4
+
+
+def test_a_class_of_near_copies_is_divided(imagefolder: ModuleType) -> None:
+    """If all pictures of a class are copies of one, some are held out nevertheless."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    film = (noise[:1] * np.linspace(0.5, 1, 10)[:, None, None, None]).astype(np.uint8)
+    train = kept(imagefolder, np.concatenate([noise[1:], film]), [0] * 39 + [1] * 10)
+    learned, held = imagefolder.hold_out(train, 0.2, 0)
+    assert (held >= 39).sum() == 2
+    assert (learned >= 39).sum() == 8
 
 
 def test_a_picture_in_two_classes_is_named(imagefolder: ModuleType, digits: Path) -> None:
