@@ -8,6 +8,7 @@ and years as further inputs. It maps a history to a score for each of 1,682 film
 need no training. docs/recommend.md shows what each part contributes.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,18 +155,21 @@ def make_task(model: Recommender, split: Split, settings: Settings, digest: str)
     )
 
 
-def measure(model: nn.Module, split: Split, genres: Array) -> dict[str, dict[str, float]]:
-    """The final metrics: the model, the model with inputs hidden, and baselines."""
+def measure(model: Recommender, split: Split, genres: Array) -> dict[str, dict[str, float]]:
+    """The final metrics: the model, parts of it, the model with inputs hidden, and baselines."""
 
-    def hiding(*hidden: str) -> ranking.Scorer:
+    def hiding(*hidden: str, model: nn.Module = model) -> ranking.Scorer:
         def score(histories: Sequence[History]) -> Array:
             inputs = inputs_of(histories)
             return predict(model, inputs | {name: np.zeros_like(inputs[name]) for name in hidden})
 
         return score
 
+    network = copy.deepcopy(model)
+    network.together = None
     scorers = {
         "model": hiding(),
+        "its network alone": hiding(model=network),
         "model, no ratings": hiding("ratings"),
         "model, no times": hiding("times"),
         "model, only items": hiding("ratings", "times"),
