@@ -197,10 +197,14 @@ class RecommendHandler(OnnxHandler):
 
 
 def _scores(part: Arrays | MarshipError, left_out: Array) -> Array:
-    """Scores by item, float64; those that cannot be recommended have minus infinity."""
+    """Scores by item, float64; those that cannot be recommended have minus infinity.
+
+    So have scores that are not finite, as of a model that overflows: JSON has no number for them.
+    """
     if isinstance(part, MarshipError):
         raise part
     scores: Array = part["scores"][0].astype(np.float64)
+    scores[~np.isfinite(scores)] = -np.inf
     scores[0] = -np.inf  # index 0 is padding, no item
     scores[left_out] = -np.inf
     return scores
@@ -225,10 +229,11 @@ def _importance(scores: Array, items: Array) -> Array:
     """
     if not len(items):
         return np.empty((len(scores) - 1, 0))
-    shifted = scores - scores.max(1, keepdims=True)
-    logs: Array = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[:, items]
-    lower: Array = logs[0] - logs[1:]
-    return lower
+    with np.errstate(invalid="ignore"):  # where a row has no finite score
+        shifted = scores - scores.max(1, keepdims=True)
+        logs: Array = (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[:, items]
+        lower: Array = logs[0] - logs[1:]
+    return np.where(np.isfinite(lower), lower, 0)
 
 
 def _flag(name: str, value: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ def pack_kinds(folder: Path) -> list[Path]:
         pack_colours(folders["colours"]),
         pack_ear(folders["ear"]),
         package(model, PackageSettings(model_store=folders["lin"])),
-        pack_neighbours(folders["recommend"]),
+        pack_neighbours(folders["recommend"], step=3),
         pack_words(folders["words"]),
     ]
 

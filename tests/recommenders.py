@@ -34,13 +34,19 @@ def pack_recommender(folder: Path) -> Path:
     return _pack(folder, nodes, [base, axes])
 
 
-def pack_neighbours(folder: Path) -> Path:
-    """A recommender of six items: each event adds a row of random numbers, times 1 + its rating."""
-    rows = np.random.default_rng(0).normal(size=(ITEMS + 1, ITEMS + 1)).astype(np.float32)
+def pack_neighbours(folder: Path, *, step: float = 0) -> Path:
+    """A recommender of six items: item i scores `step` times i, and what the events say of it.
+
+    Each adds a row of random numbers from -0.7 to 0.7, times 1 + its rating.
+    """
+    rows = np.random.default_rng(0).uniform(-0.7, 0.7, (ITEMS + 1, ITEMS + 1)).astype(np.float32)
     rows[0] = 0  # padding
     initializers = [
         numpy_helper.from_array(rows, "rows"),
         numpy_helper.from_array(np.float32(1), "one"),
+        numpy_helper.from_array(
+            np.float32(step) * np.arange(ITEMS + 1, dtype=np.float32)[None], "base"
+        ),
         numpy_helper.from_array(np.array([2]), "last"),
         numpy_helper.from_array(np.array([1]), "axes"),
     ]
@@ -49,7 +55,8 @@ def pack_neighbours(folder: Path) -> Path:
         helper.make_node("Add", ["ratings", "one"], ["weights"]),
         helper.make_node("Unsqueeze", ["weights", "last"], ["factors"]),
         helper.make_node("Mul", ["near", "factors"], ["weighted"]),
-        helper.make_node("ReduceSum", ["weighted", "axes"], ["scores"], keepdims=0),
+        helper.make_node("ReduceSum", ["weighted", "axes"], ["added"], keepdims=0),
+        helper.make_node("Add", ["added", "base"], ["scores"]),
     ]
     return _pack(folder, nodes, initializers)
 

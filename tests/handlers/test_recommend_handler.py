@@ -138,6 +138,21 @@ def test_explanations_are_what_leaving_events_out_changes(
     assert plain == [{k: v for k, v in row.items() if k != "because"} for row in found]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_that_overflow_are_not_recommended(
+    neighbours: Path, worker: Callable[[Path, type], Worker], seed: int
+) -> None:
+    """What is recommended has numbers, also without the event that makes others overflow."""
+    recommender = worker(neighbours, load_module("recommend_handler").RecommendHandler)
+    draw = np.random.default_rng(seed)
+    history = draw.integers(1, ITEMS + 1, 4).tolist()
+    ratings = (3.4e38 * draw.choice([-1, 1], 4)).tolist()
+    found = ask(recommender, history=history, ratings=ratings, include_seen=True, explain=True)
+    for row in found["items"]:
+        assert isinstance(row["score"], float)
+        assert all(reason["importance"] > 0 for reason in row["because"])
+
+
 def test_one_event_explains_nothing(recommender: Worker) -> None:
     """There is nothing to leave out, and nothing to compare an empty history with."""
     (row,) = ask(recommender, history=[1], k=1, explain=True)["items"]
