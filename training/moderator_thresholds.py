@@ -1,10 +1,10 @@
 """False alarms and misses of the moderator by threshold, from predictions of labelled pictures.
 
-    marship predict moderator photos/fit --out fit.jsonl
-    marship predict moderator photos/unfit --out unfit.jsonl
-    python training/moderator_thresholds.py fit.jsonl --unfit unfit.jsonl
+    marship predict moderator photos/safe --out safe.jsonl
+    marship predict moderator photos/unsafe --out unsafe.jsonl
+    python training/moderator_thresholds.py safe.jsonl --unsafe unsafe.jsonl
 
-Without `--unfit` only false alarms are known. Choose `review` and `block` by pictures like those
+Without `--unsafe` only false alarms are known. Choose `review` and `block` by pictures like those
 that will be sent, and set them with `marship configure`.
 """
 
@@ -43,16 +43,18 @@ def scores_of(predictions: Path) -> Array:
 
 
 def main(
-    fit: Annotated[Path, Argument(help="the .jsonl of pictures that are fit to be shown")],
-    unfit: Annotated[Path | None, Option(help="the .jsonl of pictures that are not")] = None,
+    safe: Annotated[Path, Argument(help="the .jsonl of pictures that may be shown")],
+    unsafe: Annotated[Path | None, Option(help="the .jsonl of pictures that may not")] = None,
 ) -> None:
     """Print false alarms and misses of the moderator by threshold."""
-    good, bad = scores_of(fit), None if unfit is None else scores_of(unfit)
-    columns = ["threshold", f"false alarms of {len(good)}"]
-    table = Table(*columns, *([] if bad is None else [f"misses of {len(bad)}"]))
-    for threshold in THRESHOLDS:
-        cells = [(good >= threshold).mean()] + ([] if bad is None else [(bad < threshold).mean()])
-        table.add_row(f"{threshold}", *(f"{share:.1%}" for share in cells))
+    scores = scores_of(safe)
+    columns = {f"false alarms of {len(scores)}": [(scores >= at).mean() for at in THRESHOLDS]}
+    if unsafe is not None:
+        scores = scores_of(unsafe)
+        columns[f"misses of {len(scores)}"] = [(scores < at).mean() for at in THRESHOLDS]
+    table = Table("threshold", *columns)
+    for threshold, *shares in zip(THRESHOLDS, *columns.values(), strict=True):
+        table.add_row(f"{threshold}", *(f"{share:.1%}" for share in shares))
     console.out.print(table)
 
 

@@ -82,7 +82,7 @@ def measure(scorer: Scorer, split: Split, genres: Array) -> dict[str, float]:
         `hr@10` and `ndcg@10`; `coverage`, the share of all items that are in somebody's list;
         `diversity`, 1 less the mean cosine of the genres of two films of a list; `popularity`,
         the mean number of ratings of listed films, as a multiple of that of the films that these
-        users chose next; and `ndcg@10 of N` for users of whom N events are known.
+        users chose next; and `ndcg@10 of N` for users of whom N events are known, if there are any.
     """
     scores, targets = _scored(scorer, split.judged)
     lists = top(scores, targets["seen"])
@@ -92,6 +92,8 @@ def measure(scorer: Scorer, split: Split, genres: Array) -> dict[str, float]:
     results["diversity"] = diversity(lists, genres)
     results["popularity"] = float(counts[lists].mean() / counts[targets["item"]].mean())
     for events, histories in split.few.items():
+        if not histories:  # a split in time may have no new users
+            continue
         scores, targets = _scored(scorer, histories)
         results[f"ndcg@10 of {events}"] = judge({"scores": scores}, targets)["ndcg@10"]
     return results

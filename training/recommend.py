@@ -180,7 +180,7 @@ def measure(model: Recommender, split: Split, genres: Array) -> dict[str, dict[s
 
 
 def check(settings: Settings) -> None:
-    """Refuse splits that there are none of.
+    """Refuse unknown values of `split` and `judged`.
 
     Raises:
         UsageError: `split` or `judged` is unknown.

@@ -58,6 +58,22 @@ def table(runs: Sequence[Rows]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def check_alike(run_dirs: Sequence[Path]) -> None:
+    """Refuse runs that differ in more than their seeds: their mean would mean nothing.
+
+    Raises:
+        UsageError: They differ in another setting.
+    """
+    first, *others = (run.influential(read_json(d / run.SETTINGS_FILE)) for d in run_dirs)
+    for folder, settings in zip(run_dirs[1:], others, strict=True):
+        unequal = [n for n in sorted(first | settings) if first.get(n) != settings.get(n)]
+        if set(unequal) - {"seed"}:
+            raise UsageError(
+                f"the runs must differ in their seeds alone, got {run_dirs[0]} and {folder}, which "
+                f"differ in {', '.join(unequal)}."
+            )
+
+
 def _cell(values: Array) -> str:
     low, high = f"{values.min():.3f}", f"{values.max():.3f}"
     return f"{values.mean():.3f}" + (f" ({low} to {high})" if low != high else "")
@@ -65,7 +81,9 @@ def _cell(values: Array) -> str:
 
 def main(run_dirs: Annotated[list[Path], typer.Argument(help="folders of finished runs")]) -> None:
     """Print the figures of runs that differ in their seeds as one table."""
-    console.out.print(table([rows_of(folder) for folder in run_dirs]), soft_wrap=True)
+    rows = [rows_of(folder) for folder in run_dirs]
+    check_alike(run_dirs)
+    console.out.print(table(rows), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ def predictions(path: Path, *scores: float) -> str:
 
 
 def test_shares_above_and_below(tmp_path: Path) -> None:
-    """A picture at the threshold is an alarm; one below it that is not fit is a miss."""
-    fit = predictions(tmp_path / "fit.jsonl", 0.001, 0.03, 0.4, 0.001)
-    unfit = predictions(tmp_path / "unfit.jsonl", 0.9, 0.3)
-    done = run_recipe("moderator_thresholds", fit, "--unfit", unfit)
+    """A picture at the threshold is an alarm; an unsafe one below it is a miss."""
+    safe = predictions(tmp_path / "safe.jsonl", 0.001, 0.03, 0.4, 0.001)
+    unsafe = predictions(tmp_path / "unsafe.jsonl", 0.9, 0.3)
+    done = run_recipe("moderator_thresholds", safe, "--unsafe", unsafe)
     assert done.returncode == 0, done.stderr
     rows = {words[0]: words[1:] for words in map(cells, done.stdout.splitlines()) if words}
     assert rows["0.02"] == ["50.0%", "0.0%"]
     assert rows["0.4"] == ["25.0%", "50.0%"]
     assert rows["0.6"] == ["0.0%", "50.0%"]
-    alone = run_recipe("moderator_thresholds", fit)
+    alone = run_recipe("moderator_thresholds", safe)
     assert "misses" not in alone.stdout
 
 

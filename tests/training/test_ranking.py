@@ -81,6 +81,11 @@ def test_lists_are_told_apart_by_what_people_see(
     assert own["popularity"] == pytest.approx(0.1)  # of the ten, one was rated, once
     assert ranking.measure(next_ones, split, alike)["diversity"] == pytest.approx(0)
 
+    nobody = movielens.Split(train=train, judged=histories, few={1: []})
+    assert ranking.measure(next_ones, nobody, mixed).items() == own.items() - {
+        ("ndcg@10 of 1", 1.0)
+    }
+
     same = ranking.measure(ranking.popularity(train), split, mixed)
     assert same["coverage"] == pytest.approx(10 / 1682)
     assert same["hr@10"] == 0

@@ -9,10 +9,12 @@ import pytest
 from recipes import run_recipe
 
 
-def run_folder(folder: Path, metrics: Any) -> str:
-    """A finished run with these metrics."""
+def run_folder(folder: Path, metrics: Any, **settings: Any) -> str:
+    """A finished run with these metrics; its seed is its own."""
     folder.mkdir()
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    given = {"seed": folder.name, "run_dir": folder.name, **settings}
+    (folder / "settings.json").write_text(json.dumps(given))
     return str(folder)
 
 
@@ -44,6 +46,15 @@ def test_other_runs_are_refused(tmp_path: Path, metrics: Any, words: str) -> Non
     assert done.returncode != 0
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_runs_with_other_settings_are_refused(tmp_path: Path) -> None:
+    """A test and a validation run, say, have no mean; the settings that differ are named."""
+    metrics = {"test": {"model": {"ndcg@10": 1.0}}}
+    folders = [run_folder(tmp_path / name, metrics, judged=name) for name in ("test", "valid")]
+    done = run_recipe("spread", *folders)
+    assert done.returncode != 0
+    assert "differ in judged, seed." in " ".join(done.stderr.split())
 
 
 def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
