@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# `make demo-speech`: Whisper, and a model trained on spoken digits, both served.
+# `make demo-speech`: Whisper, and its encoder fine-tuned on spoken digits, both served.
 #
 # Whisper transcribes recordings from packages of Debian or Ubuntu, which are installed or
-# downloaded. The other model is trained on the Free Spoken Digit Dataset, if MARSHIP_FSDD
+# downloaded. The other model is fine-tuned on the Free Spoken Digit Dataset, if MARSHIP_FSDD
 # names its folder, else on espeak-ng's voices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -66,8 +66,8 @@ learn_digits() {
     shift 2
     rm -rf data/digits
     step python training/spoken_digits.py "$recordings" --out data/digits --leave-out "$fifth" \
-        --utterances 1500 --voices 40 --passes 1 "$@"
-    step python training/speech.py --data-dir data/digits --sample-rate 8000 --epochs 8 --again
+        --utterances 1500 --passes 1 "$@"
+    step python training/speech.py --data-dir data/digits --sample-rate 8000 --epochs 3 --again
     step marship export runs/speech
     step marship package runs/speech
     step marship register speech --workers 1
@@ -88,7 +88,7 @@ else
     printf 'skipped: its recordings are in packages of Debian and Ubuntu, %s\n' "${packages[*]}"
 fi
 
-printf '\nYour own model: digits, trained in some minutes on four voices, tested on a fifth\n'
+printf '\nYour own model: digits, fine-tuned in some minutes on four voices, tested on a fifth\n'
 if [ -n "${MARSHIP_FSDD:-}" ]; then
     learn_digits "$MARSHIP_FSDD" theo
 elif command -v espeak-ng >/dev/null; then

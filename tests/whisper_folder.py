@@ -19,6 +19,17 @@ END, START = 256, 257
 LANGUAGES = ("<|en|>", "<|de|>", "<|ja|>")
 TASKS = ("<|translate|>", "<|transcribe|>")
 TIMES = 1501
+SMALL = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
+AS_PUBLISHED = {"d_model": 128, "encoder_ffn_dim": 512}
+"""The smallest with attention heads as wide as all of OpenAI's models have."""
 
 
 def special_tokens(*, multilingual: bool) -> dict[str, int]:
@@ -27,20 +38,14 @@ def special_tokens(*, multilingual: bool) -> dict[str, int]:
     return {name: END + place for place, name in enumerate((*SPECIAL[:2], *between, *SPECIAL[2:]))}
 
 
-def write_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False) -> Path:
-    """Two layers each, 16 wide; its tokens are the 256 bytes."""
+def write_whisper(folder: Path, seed: int = 0, *, multilingual: bool = False, **shape: int) -> Path:
+    """Two layers each, 16 wide or as `shape` says; its tokens are the 256 bytes."""
     special = special_tokens(multilingual=multilingual)
     no_timestamps = special[SPECIAL[-1]]
     torch.manual_seed(seed)
     config = WhisperConfig(
         vocab_size=no_timestamps + 1 + TIMES,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
+        **SMALL | shape,
         decoder_start_token_id=START,
         bos_token_id=END,
         eos_token_id=END,

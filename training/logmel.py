@@ -26,16 +26,25 @@ class MelPower(nn.Module):
         rate: Samples a second.
         window: Samples of a frame and of the transform, an even number; Hann's window is applied.
         hop: Samples from one frame to the next.
-        bands: Number of bands from 0 Hz to half the rate.
+        bands: Number of bands.
         edge: Padding of the ends: "constant" (zeros) or "reflect".
+        top_hz: Upper end of the bands; None is half the rate. Bands above that are empty.
     """
 
-    def __init__(
-        self, rate: int, window: int, hop: int, bands: int, edge: str = "constant"
+    def __init__(  # noqa: PLR0913  they are what it is
+        self,
+        rate: int,
+        window: int,
+        hop: int,
+        bands: int,
+        edge: str = "constant",
+        *,
+        top_hz: float | None = None,
     ) -> None:
         super().__init__()
         self.window, self.hop, self.edge = window, hop, edge
-        basis, filters = fourier_basis(window), mel_filters(rate, window, bands)
+        self.top_hz = rate / 2 if top_hz is None else top_hz
+        basis, filters = fourier_basis(window), mel_filters(rate, window, bands, self.top_hz)
         # constants, not weights
         self.register_buffer("basis", torch.from_numpy(basis)[:, None], persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters), persistent=False)
@@ -61,7 +70,7 @@ def fourier_basis(window: int) -> Array:
     return (np.concatenate([np.cos(angles), np.sin(angles)]) * hann).astype(np.float32)
 
 
-def mel_filters(rate: int, window: int, bands: int) -> Array:
+def mel_filters(rate: int, window: int, bands: int, top_hz: float) -> Array:
     """Triangles of equal area over the bins, evenly spaced on the mel scale.
 
     Slaney 1998, Auditory Toolbox, as librosa and Whisper have them.
@@ -69,7 +78,7 @@ def mel_filters(rate: int, window: int, bands: int) -> Array:
     float32, shape (bands, window // 2 + 1).
     """
     bins_hz = np.arange(window // 2 + 1) * rate / window
-    corners_hz = mel_to_hz(np.linspace(0, hz_to_mel(np.array(rate / 2)), bands + 2))
+    corners_hz = mel_to_hz(np.linspace(0, hz_to_mel(np.array(top_hz)), bands + 2))
     low, middle, high = corners_hz[:-2, None], corners_hz[1:-1, None], corners_hz[2:, None]
     rising, falling = (bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)
     triangles = np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)

@@ -1,9 +1,12 @@
-"""The small speech model: samples to character probabilities.
+"""The speech model that is trained: samples to character probabilities.
 
 Its first layer is the log-mel spectrogram, so that training and serving cannot differ.
 """
 
+from collections.abc import Callable
+
 import torch
+import whisper_encoder
 from logmel import MelPower
 from speech_network import STRIDE, SpeechNetwork, inside
 from torch import nn
@@ -24,11 +27,22 @@ RANGE = 16.0
 
 
 class Recognizer(nn.Module):
-    """Samples to character probabilities."""
+    """Samples to character probabilities.
 
-    def __init__(self, mel: MelPower, network: SpeechNetwork) -> None:
+    Args:
+        mel: Samples to power.
+        scale: Power and the numbers of frames to the network's input.
+        network: That, and the numbers of frames, to log probabilities and their numbers of frames.
+    """
+
+    def __init__(
+        self,
+        mel: MelPower,
+        scale: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        network: nn.Module,
+    ) -> None:
         super().__init__()
-        self.mel, self.network = mel, network
+        self.mel, self.scale, self.network = mel, scale, network
 
     def forward(
         self, audio: torch.Tensor, frames: torch.Tensor | None = None
@@ -45,7 +59,7 @@ class Recognizer(nn.Module):
         if frames is None:
             frames = used_lengths(audio) // self.mel.hop + 1
             audio = self.mel(audio)
-        log_probs, frames = self.network(scaled(audio, frames), frames)
+        log_probs, frames = self.network(self.scale(audio, frames), frames)
         return {"log_probs": log_probs, "frames": frames}
 
 
@@ -72,14 +86,25 @@ def scaled(power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 
 
 def build(  # noqa: PLR0913  they are the settings that shape it
-    *, sample_rate: int, bands: int, width: int, blocks: int, symbols: int, dropout: float
+    *,
+    backbone: str,
+    sample_rate: int,
+    bands: int,
+    width: int,
+    blocks: int,
+    symbols: int,
+    dropout: float,
 ) -> Recognizer:
     """The model, without its weights."""
-    mel = make_mel(sample_rate, bands)
-    return Recognizer(mel, SpeechNetwork(bands, width, blocks, symbols, dropout))
+    mel = make_mel(backbone, sample_rate, bands)
+    if backbone == "none":
+        return Recognizer(mel, scaled, SpeechNetwork(bands, width, blocks, symbols, dropout))
+    network = whisper_encoder.WhisperNetwork(bands, width, blocks, symbols, dropout)
+    return Recognizer(mel, whisper_encoder.scaled, network)
 
 
-def make_mel(sample_rate: int, bands: int) -> MelPower:
+def make_mel(backbone: str, sample_rate: int, bands: int) -> MelPower:
     """The first layer, with frames of an even number of samples."""
     window = 2 * round(WINDOW_S * sample_rate / 2)
-    return MelPower(sample_rate, window, round(HOP_S * sample_rate), bands)
+    top_hz = None if backbone == "none" else whisper_encoder.TOP_HZ
+    return MelPower(sample_rate, window, round(HOP_S * sample_rate), bands, top_hz=top_hz)

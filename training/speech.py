@@ -6,20 +6,19 @@ The folder holds recordings and metadata.csv, see training/audiofolder.py. docs/
 the results.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import speech_evaluation as evaluation
 import torch
+import whisper_encoder
 from audio_augment import Augmentation, Augmented
 from audiofolder import AudioFolder, Recordings, load
 from recognizer import FRAME_S, Recognizer, build, make_mel
-from speech_network import STRIDE
 from torch import nn
 from torch.nn import functional
 
@@ -35,11 +34,27 @@ from marship.settings import flags, setting
 from marship.storage import write_json
 
 SPEECH_FILE = "speech.json"
+CONFUSION_FILE = "confusion.png"
 FIRST_LETTER = 0x4E00
 """The first of 20,000 consecutive Unicode letters without a space."""
 ROWS = {"examples": 16, "calibration": 256, "heldout": 2000}
 LARGEST_BYTES = {"examples": 8 << 20, "calibration": 32 << 20, "heldout": 128 << 20}
 """Most bytes that are written for each of the later steps."""
+FROM_SCRATCH = {
+    "epochs": 12,
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "average": 0.995,
+    "bands": 40,
+    "width": 144,
+    "blocks": 6,
+}
+FINE_TUNED = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-4, "average": 0.99}
+"""Default settings by backbone."""
+FASTER = 10
+"""How many times as fast as the pretrained layers the new one learns."""
+SHAPE = ("backbone", "sample_rate", "bands", "width", "blocks", "symbols", "dropout")
+"""Settings that the model is built from."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +63,35 @@ class Settings(run.RunSettings):
 
     run_dir: Path = setting(Path("runs/speech"), "folder for everything that the run writes")
     data_dir: Path | None = setting(None, "folder with recordings and metadata.csv")
-    epochs: int = setting(12, "passes over the training data", minimum=1)
-    batch_size: int = setting(16, "recordings for each step", minimum=1)
-    learning_rate: float = setting(2e-3, "largest step size of AdamW")
+    backbone: str = setting(
+        whisper_encoder.TINY, "a Whisper to fine-tune, also a folder; none: train from scratch"
+    )
+    frozen: int | None = setting(
+        None,
+        "lower layers of the backbone that are not trained; 0 trains all; by default all but one",
+        minimum=0,
+    )
+    epochs: int | None = setting(None, "passes over the training data; by backbone", minimum=1)
+    batch_size: int | None = setting(None, "recordings for each step; by backbone", minimum=1)
+    learning_rate: float | None = setting(
+        None, "largest step size of AdamW; by backbone", minimum=0
+    )
     weight_decay: float = setting(0.05, "of kernels and matrices; others have none")
     warmup: float = setting(0.1, "share of the steps in which the rate rises", maximum=1)
-    average: float = setting(
-        0.995, "decay of the weights' moving average, which is kept", minimum=0, maximum=0.99999
+    average: float | None = setting(
+        None, "decay of the weights' moving average; by backbone", minimum=0, maximum=0.99999
     )
     sample_rate: int = setting(16000, "samples a second that the model reads", minimum=4000)
     longest_s: float = setting(30.0, "longest recording, in training and in a request", minimum=1)
-    bands: int = setting(40, "bands of the mel spectrogram, a multiple of 4", minimum=8)
-    width: int = setting(144, "channels of the network", minimum=8)
-    blocks: int = setting(6, "blocks of the network; each sees 80 ms further", minimum=1)
-    dropout: float = setting(0.1, "share of a block's channels dropped", minimum=0, maximum=0.9)
+    bands: int | None = setting(None, "bands of the mel spectrogram; by backbone", minimum=8)
+    width: int | None = setting(None, "channels of the network; by backbone", minimum=8)
+    blocks: int | None = setting(None, "blocks of the network; by backbone", minimum=1)
+    dropout: float = setting(
+        0.1,
+        "share of channels dropped: of each block, or before a backbone's last layer",
+        minimum=0,
+        maximum=0.9,
+    )
     speed: float = setting(0.15, "largest change of speed, as a share", minimum=0, maximum=0.5)
     volume: float = setting(6.0, "largest change of loudness, in decibels", minimum=0)
     join: float = setting(0.1, "share appended to another recording", minimum=0, maximum=1)
@@ -116,7 +146,8 @@ def make_task(
         learned,
         alphabet=folder.alphabet,
         rate=settings.sample_rate,
-        mel=make_mel(settings.sample_rate, settings.bands),  # on the CPU, wherever the model is
+        # on the CPU, wherever the model is
+        mel=make_mel(settings.backbone, settings.sample_rate, settings.bands),
         changes=augmentation(settings),
     )
     optimizer = make_optimizer(model, settings)
@@ -175,13 +206,14 @@ def augmentation(settings: Settings) -> Augmentation:
     )
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW; biases and norms do not decay."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+def make_optimizer(model: Recognizer, settings: Settings) -> torch.optim.AdamW:
+    """AdamW; biases and norms do not decay, and a new last layer learns faster than the others."""
+    last = [] if settings.backbone == "none" else [*model.network.spell.parameters()]
+    others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in last)]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": last, "weight_decay": 0.0, "lr": FASTER * settings.learning_rate},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
 
@@ -194,11 +226,52 @@ def validated(settings: Settings) -> Settings:
     """
     if settings.data_dir is None:
         raise UsageError("data_dir must be a folder of recordings, got none. Give --data-dir.")
-    if settings.bands % 4:
-        raise UsageError(f"bands must be a multiple of 4, got {settings.bands}.")
     if settings.words not in ("known", "any"):
         raise UsageError(f"words must be known or any, got {settings.words!r}.")
+    if settings.backbone == "none":
+        if settings.frozen is not None:
+            raise UsageError("frozen is for a backbone, and there is none. Leave out --frozen.")
+        settings = with_defaults(settings, FROM_SCRATCH)
+        if settings.bands % 4:
+            raise UsageError(f"bands must be a multiple of 4, got {settings.bands}.")
+    elif settings.longest_s > whisper_encoder.LONGEST_S:
+        raise UsageError(
+            f"longest_s must be at most {whisper_encoder.LONGEST_S} with {settings.backbone}, "
+            f"got {settings.longest_s:g}. Use --backbone none for longer recordings."
+        )
     return settings
+
+
+def with_defaults(settings: Settings, defaults: dict[str, float]) -> Settings:
+    """The settings with these in place of None."""
+    unset = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
+    return replace(settings, **unset)
+
+
+def with_weights(settings: Settings) -> tuple[Settings, dict[str, torch.Tensor]]:
+    """The settings with the backbone's, and its weights; without a backbone none.
+
+    Raises:
+        UsageError: The backbone has another shape than the settings.
+        DataError: It cannot be read.
+    """
+    if settings.backbone == "none":
+        return settings, {}
+    weights = whisper_encoder.pretrained(settings.backbone)
+    shape = whisper_encoder.shape_of(weights)
+    settings = with_defaults(settings, FINE_TUNED | shape | {"frozen": shape["blocks"] - 1})
+    if settings.frozen > shape["blocks"]:
+        raise UsageError(
+            f"frozen must be at most {shape['blocks']}, the layers of {settings.backbone}, got "
+            f"{settings.frozen}."
+        )
+    for name, value in shape.items():
+        if getattr(settings, name) != value:
+            raise UsageError(
+                f"{name} must be {value}, as in {settings.backbone}, got "
+                f"{getattr(settings, name)}. Leave out --{name}, or use --backbone none."
+            )
+    return settings, weights
 
 
 def with_symbols(settings: Settings, folder: AudioFolder) -> Settings:
@@ -219,15 +292,20 @@ def with_symbols(settings: Settings, folder: AudioFolder) -> Settings:
 @flags(Settings)
 def main(settings: Settings) -> None:
     """Train a CTC model on a folder of recordings and transcriptions."""
-    settings = validated(settings)
+    settings, weights = with_weights(validated(settings))
     accelerator = start(settings)
     folder = load(settings.data_dir, settings.sample_rate, settings.longest_s, min_duration_s)
     settings = with_symbols(settings, folder)
+    if weights:  # others make another run, as other data do
+        digest = folder.digest + whisper_encoder.digest_of(weights)
+        folder = replace(folder, digest=hashlib.sha256(digest.encode()).hexdigest())
     if run.is_finished(settings, folder.digest):
         return
     places = hold_out(len(folder.train), settings.validation, settings.seed)
-    names = ("sample_rate", "bands", "width", "blocks", "symbols", "dropout")
-    model = build(**{name: getattr(settings, name) for name in names})
+    model = build(**{name: getattr(settings, name) for name in SHAPE})
+    if weights:
+        model.network.load_state_dict(weights, strict=False)  # but for the last layer
+        model.network.freeze(settings.frozen)
     fitted = fit(make_task(model, folder, places, settings), settings, accelerator)
     if accelerator.is_main_process:
         write_results(model.cpu(), folder, places, settings, fitted)
@@ -238,34 +316,6 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Array, Array]:
     order = np.random.default_rng(seed).permutation(count)
     watched = min(count - 1, max(1, round(share * count)))
     return np.sort(order[watched:]), np.sort(order[:watched])
-
-
-def known_words(folder: AudioFolder) -> list[str]:
-    """All words of the training texts."""
-    return sorted({word for text in folder.train.texts for word in text.split()})
-
-
-def evaluate(model: Recognizer, folder: AudioFolder, settings: Settings) -> dict[str, Any]:
-    """Error rates on the test recordings: of each decoder, and of the chosen one in detail."""
-    log_probs = evaluation.log_probs_of(model, folder.test)
-    lexicon = ctc.lexicon_of(known_words(folder), folder.alphabet)
-    ways = {
-        "greedy": ctc.greedy,
-        "any": ctc.beam,
-        "known": partial(ctc.beam, lexicon=lexicon),
-    }
-    transcripts = {
-        name: evaluation.transcribe(log_probs, folder.alphabet, read) for name, read in ways.items()
-    }
-    chosen = transcripts[settings.words]
-    return {
-        **asdict(evaluation.errors(folder.test.texts, chosen)),
-        "ways": {
-            n: asdict(evaluation.errors(folder.test.texts, t)) for n, t in transcripts.items()
-        },
-        "speakers": {n: asdict(e) for n, e in evaluation.by_speaker(folder.test, chosen).items()},
-        "mistakes": evaluation.mistakes(folder.test, chosen),
-    }
 
 
 def rows(name: str, recordings: Recordings, alphabet: Sequence[str], seed: int) -> Arrays:
@@ -295,7 +345,8 @@ def write_results(
 ) -> None:
     """Evaluate the model, and write the files for the later steps."""
     learned, watched = places
-    results = evaluate(model, folder, settings)
+    picture = settings.run_dir / CONFUSION_FILE
+    results = evaluation.evaluate(model, folder, settings.words, picture)
     write_json(
         settings.run_dir / SPEECH_FILE,
         {
@@ -303,8 +354,8 @@ def write_results(
             "sample_rate": settings.sample_rate,
             "longest_s": settings.longest_s,
             "alphabet": folder.alphabet,
-            "frame_s": STRIDE * model.mel.hop / settings.sample_rate,
-            "words": known_words(folder) if settings.words == "known" else None,
+            "frame_s": 2 * model.mel.hop / settings.sample_rate,
+            "words": evaluation.known_words(folder) if settings.words == "known" else None,
         },
     )
     counts = {"train": len(learned), "validation": len(watched), "test": len(folder.test)}
@@ -336,19 +387,7 @@ def write_results(
             "heldout": rows("heldout", folder.test, folder.alphabet, settings.seed),
         },
     )
-    print_metrics(results, len(folder.test))
-
-
-def print_metrics(results: dict[str, Any], recordings: int) -> None:
-    """Print the metrics."""
-    from rich.table import Table
-
-    title = f"Word error rate {results['word_error_rate']:.4f} on {recordings} recordings"
-    table = Table("", "words", "word errors", "character errors", title=title)
-    for name, found in (*results["ways"].items(), *results["speakers"].items()):
-        rates = (found["word_error_rate"], found["character_error_rate"])
-        table.add_row(name, str(found["words"]), *(f"{rate:.4f}" for rate in rates))
-    console.out.print(table)
+    evaluation.print_metrics(results, len(folder.test))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
 """Word and character error rates of a speech model, and its mistakes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
 import torch
-from audiofolder import Recordings
+from audiofolder import AudioFolder, Recordings
+from confusion import MOST_CLASSES, draw_confusion
 from torch import nn
 
+from marship import console
 from marship.contract import Array
-from marship.serving.speech.ctc import Symbols
+from marship.serving.speech import ctc
+from marship.storage import replacing
 
 BATCH_SAMPLES = 1 << 21
 """Recordings share a batch as long as their samples, padded, are no more than this."""
 SHOWN = 20
 """Most mistakes to write."""
+NO_WORD = "(none)"
+"""What a word left out is taken for, and what an inserted word was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,37 @@ class Errors:
     word_error_rate: float
     character_error_rate: float
     words: int
+
+
+def evaluate(model: nn.Module, folder: AudioFolder, chosen: str, picture: Path) -> dict[str, Any]:
+    """Error rates on the test recordings: of each decoder, and of the chosen one in detail.
+
+    Draws the confusion matrix of the words, too.
+    """
+    log_probs = log_probs_of(model, folder.test)
+    lexicon = ctc.lexicon_of(known_words(folder), folder.alphabet)
+    ways = {
+        "greedy": ctc.greedy,
+        "any": ctc.beam,
+        "known": partial(ctc.beam, lexicon=lexicon),
+    }
+    texts = {name: transcribe(log_probs, folder.alphabet, read) for name, read in ways.items()}
+    rates = {name: errors(folder.test.texts, found) for name, found in texts.items()}
+    confused = confusions(folder.test.texts, texts[chosen])
+    draw_words(confused, picture)
+    speakers = by_speaker(folder.test, texts[chosen])
+    return {
+        **asdict(rates[chosen]),
+        "ways": {name: asdict(found) for name, found in rates.items()},
+        "speakers": {name: asdict(found) for name, found in speakers.items()},
+        "confusions": confused_most(confused),
+        "mistakes": mistakes(folder.test, texts[chosen]),
+    }
+
+
+def known_words(folder: AudioFolder) -> list[str]:
+    """All words of the training texts."""
+    return sorted({word for text in folder.train.texts for word in text.split()})
 
 
 def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
@@ -49,13 +89,13 @@ def log_probs_of(model: nn.Module, recordings: Recordings) -> list[Array]:
 
 
 def transcribe(
-    log_probs: Sequence[Array], alphabet: Sequence[str], read: Callable[[Array], Symbols]
+    log_probs: Sequence[Array], alphabet: Sequence[str], read: Callable[[Array], ctc.Symbols]
 ) -> list[str]:
     """Decode each recording's probabilities to text with `read`."""
     return [spelled(read(one), alphabet) for one in log_probs]
 
 
-def spelled(symbols: Symbols, alphabet: Sequence[str]) -> str:
+def spelled(symbols: ctc.Symbols, alphabet: Sequence[str]) -> str:
     """Symbols as text with single spaces."""
     return " ".join("".join(alphabet[symbol - 1] for symbol in symbols).split())
 
@@ -95,3 +135,53 @@ def edits(reference: str, transcript: str) -> int:
     """Insertions, deletions and substitutions of words."""
     found = jiwer.process_words(reference, transcript)
     return found.insertions + found.deletions + found.substitutions
+
+
+def confusions(references: Sequence[str], transcripts: Sequence[str]) -> Counter[tuple[str, str]]:
+    """How often each word was said and each transcribed, by pairs of aligned words.
+
+    Example:
+        >>> confusions(["two five"], ["two nine one"])[("five", "nine")]
+        1
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    found = jiwer.process_words(list(references), list(transcripts))
+    for chunks, said, heard in zip(
+        found.alignments, found.references, found.hypotheses, strict=True
+    ):
+        for chunk in chunks:
+            before = said[chunk.ref_start_idx : chunk.ref_end_idx]
+            after = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            counts.update(zip_longest(before, after, fillvalue=NO_WORD))
+    return counts
+
+
+def confused_most(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The most frequent mistakes."""
+    wrong = [(pair, count) for pair, count in counts.most_common() if pair[0] != pair[1]]
+    return [{"said": a, "transcribed": b, "count": count} for (a, b), count in wrong[:SHOWN]]
+
+
+def draw_words(counts: Counter[tuple[str, str]], file: Path) -> None:
+    """Write the confusion matrix as a picture: of all words, or of the most frequent mistakes'."""
+    ordered = sorted(counts, key=lambda pair: (pair[0] == pair[1], -counts[pair]))
+    named = dict.fromkeys([NO_WORD, *(word for pair in ordered for word in pair)])
+    words = sorted([*named][:MOST_CLASSES])
+    number = {word: place for place, word in enumerate(words)}
+    shown = [pair for pair in counts.elements() if number.keys() >= {*pair}]
+    pairs = torch.tensor([[number[word] for word in pair] for pair in shown])
+    figure = draw_confusion(predicted=pairs[:, 1], labels=pairs[:, 0], classes=words)
+    with replacing(file) as draft:
+        figure.savefig(draft, dpi=100, format="png")
+
+
+def print_metrics(results: dict[str, Any], recordings: int) -> None:
+    """Print the metrics."""
+    from rich.table import Table
+
+    title = f"Word error rate {results['word_error_rate']:.4f} on {recordings} recordings"
+    table = Table("", "words", "word errors", "character errors", title=title)
+    for name, found in (*results["ways"].items(), *results["speakers"].items()):
+        rates = (found["word_error_rate"], found["character_error_rate"])
+        table.add_row(name, str(found["words"]), *(f"{rate:.4f}" for rate in rates))
+    console.out.print(table)

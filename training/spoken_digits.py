@@ -4,9 +4,10 @@
     python training/speech.py --data-dir digits --sample-rate 8000
 
 `recordings` holds files named `<digit>_<speaker>_<index>.wav`, as the Free Spoken Digit Dataset
-names them. An utterance is 1 to 8 digits of one speaker with random pauses. As that data set
-recommends, indices 0 to 4 are test data and the others training data; all recordings of a speaker
-left out are test data. Part of the training data is synthesized by espeak-ng and flite.
+names them. An utterance is some digits of one speaker with random pauses: up to 8 for the test,
+up to `--longest` for training. As that data set recommends, indices 0 to 4 are test data and the
+others training data; all recordings of a speaker left out are test data. With `--synthetic` part
+of the training data is synthesized by espeak-ng and flite.
 """
 
 import csv
@@ -35,6 +36,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 TEST_INDICES = range(5)
 LONGEST_DIGITS = 8
+"""Most digits of a test utterance."""
 PAUSE_S = 0.5
 """Longest pause between two digits, and at the ends."""
 SPEAKERS = {
@@ -51,11 +53,12 @@ class Settings:
     """Size and composition of the data."""
 
     out: Path = setting(Path("digits"), "folder for train/ and test/")
-    leave_out: str | None = setting(None, "a speaker to use for the test only")
-    utterances: int = setting(3000, "number of training utterances", minimum=1)
+    leave_out: tuple[str, ...] = setting((), "a speaker to use for the test only; may be repeated")
+    utterances: int = setting(1500, "number of training utterances", minimum=1)
     synthetic: float = setting(
-        0.35, "share of them spoken by espeak-ng and flite", minimum=0, maximum=1
+        0.0, "share of them spoken by espeak-ng and flite, 0 to 1", minimum=0, maximum=1
     )
+    longest: int = setting(3, "most digits of a training utterance", minimum=1)
     voices: int = setting(150, "number of synthetic voices", minimum=1)
     passes: int = setting(2, "how often each test recording is used", minimum=1)
     seed: int = setting(1, "start of every random number")
@@ -206,13 +209,13 @@ def grouped(digits: Sequence[Digit]) -> dict[str, list[Digit]]:
 
 
 def draw(
-    digits: Sequence[Digit], count: int, generator: np.random.Generator
+    digits: Sequence[Digit], count: int, longest: int, generator: np.random.Generator
 ) -> Iterator[list[Digit]]:
-    """Draw utterances, each of random digits of a random speaker."""
+    """Draw utterances, each of up to `longest` random digits of a random speaker."""
     groups = list(grouped(digits).values())
     for _ in range(count):
         group = groups[generator.integers(len(groups))]
-        size = generator.integers(1, LONGEST_DIGITS + 1)
+        size = generator.integers(1, longest + 1)
         yield [group[place] for place in generator.integers(len(group), size=size)]
 
 
@@ -244,18 +247,19 @@ def write(
             table.writerow((name, text, digits[0].speaker))
 
 
-def split(digits: Sequence[Digit], leave_out: str | None) -> tuple[list[Digit], list[Digit]]:
+def split(digits: Sequence[Digit], leave_out: Sequence[str]) -> tuple[list[Digit], list[Digit]]:
     """Split into training and test recordings.
 
     Raises:
-        UsageError: There is no speaker with the name to leave out.
+        UsageError: There is no speaker with a name to leave out.
     """
     speakers = sorted({digit.speaker for digit in digits})
-    if leave_out is not None and leave_out not in speakers:
-        raise UsageError(f"leave_out must be one of {', '.join(speakers)}, got {leave_out!r}.")
+    for name in leave_out:
+        if name not in speakers:
+            raise UsageError(f"leave_out must be one of {', '.join(speakers)}, got {name!r}.")
     parts: tuple[list[Digit], list[Digit]] = ([], [])
     for digit in digits:
-        parts[digit.speaker == leave_out or digit.index in TEST_INDICES].append(digit)
+        parts[digit.speaker in leave_out or digit.index in TEST_INDICES].append(digit)
     return parts
 
 
@@ -269,9 +273,9 @@ def main(recordings: Annotated[Path, Argument(help="their folder")], *, settings
     digits, rate = read(recordings)
     learned, tested = split(digits, settings.leave_out)
     spoken = round(settings.synthetic * settings.utterances)
-    train = list(draw(learned, settings.utterances - spoken, generator))
+    train = list(draw(learned, settings.utterances - spoken, settings.longest, generator))
     if spoken:
-        train += draw(speak(settings.voices, rate, generator), spoken, generator)
+        train += draw(speak(settings.voices, rate, generator), spoken, settings.longest, generator)
     write(settings.out / "train", train, rate, generator)
     test = list(deal(tested, settings.passes, generator))
     write(settings.out / "test", test, rate, generator)

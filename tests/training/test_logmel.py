@@ -37,7 +37,7 @@ def by_stft(logmel: ModuleType, audio: torch.Tensor, form: AudioFormat) -> torch
     rate, window, hop, bands, edge = form
     hann = torch.hann_window(window)
     spectrum = torch.stft(audio, window, hop, window=hann, pad_mode=edge, return_complex=True)
-    filters = torch.from_numpy(logmel.mel_filters(rate, window, bands))
+    filters = torch.from_numpy(logmel.mel_filters(rate, window, bands, rate / 2))
     return filters @ spectrum.abs().square()
 
 
@@ -82,17 +82,28 @@ def test_whispers_features_can_be_made_of_it(logmel: ModuleType) -> None:
     assert np.abs(got.numpy() - want).max() < 1e-3
 
 
-@given(st.integers(4000, 48000), st.integers(8, 80))
+@given(st.integers(4000, 48000), st.integers(8, 80), st.floats(0.2, 1.5))
 @settings(max_examples=30, deadline=None)
-def test_the_bands_cover_the_audible_range(logmel: ModuleType, rate: int, bands: int) -> None:
+def test_the_bands_cover_the_audible_range(
+    logmel: ModuleType, rate: int, bands: int, top: float
+) -> None:
     """Between the first band's middle and the last one's, neighbours fill each other up."""
-    window = rate // 2  # bins of 2 Hz: the triangles show
-    filters = logmel.mel_filters(rate, window, bands)
-    corners_hz = logmel.mel_to_hz(np.linspace(0, logmel.hz_to_mel(np.array(rate / 2)), bands + 2))
+    window, top_hz = rate // 2, top * rate / 2  # bins of 2 Hz: the triangles show
+    filters = logmel.mel_filters(rate, window, bands, top_hz)
+    corners_hz = logmel.mel_to_hz(np.linspace(0, logmel.hz_to_mel(np.array(top_hz)), bands + 2))
     heights = filters * ((corners_hz[2:] - corners_hz[:-2]) / 2)[:, None]
     bins_hz = np.arange(window // 2 + 1) * rate / window
     inside = (bins_hz >= corners_hz[1]) & (bins_hz <= corners_hz[-2])
     np.testing.assert_allclose(heights.sum(0)[inside], 1, atol=1e-3)
+
+
+def test_bands_are_the_same_at_another_rate(logmel: ModuleType) -> None:
+    """Up to 4 kHz samples at 8 and 16 kHz have equal bands, and above that the first have none."""
+    half = logmel.MelPower(8000, 200, 80, 80, top_hz=8000)
+    whole = logmel.MelPower(*FORMS[1])
+    assert (half.top_hz, whole.top_hz) == (8000, 8000)
+    torch.testing.assert_close(half.filters, whole.filters[:, :101], rtol=0, atol=0)
+    assert (half.filters.sum(1) == 0).any()
 
 
 @given(st.floats(0, 24000))

@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from matplotlib.image import imread
 
 from marship.contract import Contract
 from marship.errors import DataError, UsageError
@@ -20,9 +22,10 @@ from marship.serving.model.batch import paddable_axes
 from marship.serving.speech.ctc import CtcReader
 from recipes import REPOSITORY, run_marship, run_recipe
 from tone_words import RATE, WORDS, write_tone_words
+from whisper_folder import AS_PUBLISHED, write_whisper
 
-SMALL = ["--sample-rate", str(RATE), "--bands", "16", "--width", "32", "--blocks", "2"]
-QUICK = ["--batch-size", "16", "--learning-rate", "0.006", "--average", "0.9", "--longest-s", "4"]
+SMALL = ["--backbone", "none", "--bands", "16", "--width", "32", "--blocks", "2"]
+QUICK = ["--batch-size", "16", "--average", "0.9", "--longest-s", "4", "--sample-rate", str(RATE)]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,27 @@ def speech_run(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
     """The run folder of a small network that learned them, exported."""
     folder = tmp_path_factory.mktemp("speech")
     flags = ["--run-dir", str(folder), "--data-dir", str(words), "--epochs", "12", *SMALL, *QUICK]
-    done = run_recipe("speech", *flags, "--warp", "0.02", "--speed", "0.05", "--dropout", "0")
+    flags += ["--learning-rate", "0.006", "--warp", "0.02", "--speed", "0.05", "--dropout", "0"]
+    done = run_recipe("speech", *flags)
     assert done.returncode == 0, done.stderr
     assert "Word error rate" in done.stdout
+    run_marship("export", folder, "--proof-seconds", 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whisper_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Whisper with random weights."""
+    return write_whisper(tmp_path_factory.mktemp("whisper") / "model", **AS_PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def tuned_run(tmp_path_factory: pytest.TempPathFactory, words: Path, whisper_dir: Path) -> Path:
+    """The run folder of that Whisper, fine-tuned for a moment and exported."""
+    folder = tmp_path_factory.mktemp("tuned")
+    flags = ["--run-dir", str(folder), "--data-dir", str(words), "--epochs", "2", *QUICK]
+    done = run_recipe("speech", *flags, "--backbone", str(whisper_dir), "--longest-s", "30")
+    assert done.returncode == 0, done.stderr
     run_marship("export", folder, "--proof-seconds", 10)
     return folder
 
@@ -64,8 +85,7 @@ def about(run_dir: Path) -> dict[str, Any]:
 def trained(speech: ModuleType, run_dir: Path) -> Any:
     """The model, built and loaded from its run folder."""
     settings = json.loads((run_dir / "settings.json").read_text())
-    names = ("sample_rate", "bands", "width", "blocks", "symbols", "dropout")
-    model = speech.build(**{name: settings[name] for name in names})
+    model = speech.build(**{name: settings[name] for name in speech.SHAPE})
     load_weights(run_dir / "checkpoint.pt", model)
     return model.eval()
 
@@ -86,11 +106,31 @@ def test_known_words_are_at_least_as_accurate_as_any(speech_run: Path) -> None:
     assert ways["known"]["word_error_rate"] <= ways["any"]["word_error_rate"]
 
 
+def test_confused_words_are_those_of_the_mistakes(speech: ModuleType) -> None:
+    """Words left out and inserted are paired with no word; right ones with themselves."""
+    evaluation = speech.evaluation
+    counts = evaluation.confusions(["a b c", "b b", "a"], ["a c c", "b", "a d"])
+    none = evaluation.NO_WORD
+    want = {("a", "a"): 2, ("b", "c"): 1, ("c", "c"): 1, ("b", "b"): 1, ("b", none): 1}
+    assert counts == want | {(none, "d"): 1}
+    assert sum(row["count"] for row in evaluation.confused_most(counts)) == 3
+
+
+@pytest.mark.parametrize("words", [1, 200_000])
+def test_words_are_drawn_however_many(speech: ModuleType, tmp_path: Path, words: int) -> None:
+    """One word that is always right, or so many that a whole matrix would be 320 GB."""
+    counts = Counter((f"w{number}", f"w{(number + 1) % words}") for number in range(words))
+    speech.evaluation.draw_words(counts, tmp_path / "confusion.png")
+    height, width, _ = imread(tmp_path / "confusion.png").shape
+    assert 300 < height < 3000
+    assert 300 < width < 4000
+
+
 def test_its_files_are_those_that_later_steps_read(speech_run: Path) -> None:
     """The folder holds the files of marship.fit.recipe's list, and what the handler must know."""
     assert {path.name for path in speech_run.iterdir()} == {
         *("settings.json", "checkpoint.pt", "metrics.json", "curve.png", "recipe.json"),
-        *("examples.npz", "calibration.npz", "heldout.npz", "speech.json"),
+        *("examples.npz", "calibration.npz", "heldout.npz", "speech.json", "confusion.png"),
         *("model.onnx", "contract.json", "golden.npz", "parity.json"),
     }
     assert about(speech_run) == {
@@ -201,6 +241,48 @@ def test_least_time_counts_blanks_in_doubled_letters(speech: ModuleType) -> None
     assert speech.min_duration_s("bee") == pytest.approx(0.08)
 
 
+def test_a_whisper_is_fine_tuned(speech: ModuleType, tuned_run: Path, whisper_dir: Path) -> None:
+    """Its shape is the settings', and after few steps its weights are nearly those it had."""
+    settings = json.loads((tuned_run / "settings.json").read_text())
+    assert {name: settings[name] for name in ("bands", "width", "blocks")} == {
+        "bands": 80,
+        "width": 128,
+        "blocks": 2,
+    }
+    learned = trained(speech, tuned_run).network.state_dict()
+    for name, before in speech.whisper_encoder.pretrained(str(whisper_dir)).items():
+        assert (learned[name] - before).abs().max() < 0.02, name
+        is_frozen = name.startswith(("conv", "layers.0."))  # one layer of two, as left out
+        assert torch.equal(learned[name], before) == is_frozen, name
+    assert metrics_of(tuned_run)["test"]["words"] > 40
+
+
+def test_other_weights_make_another_run(
+    speech: ModuleType, tuned_run: Path, whisper_dir: Path, words: Path
+) -> None:
+    """The run is not repeated with the same weights; its digest is that of data and weights."""
+    flags = ["--run-dir", str(tuned_run), "--data-dir", str(words), "--epochs", "2", *QUICK]
+    done = run_recipe("speech", *flags, "--backbone", str(whisper_dir), "--longest-s", "30")
+    assert "holds this run already" in done.stdout
+    of_data = speech.load(words, 16_000, 30.0, speech.min_duration_s).digest
+    assert metrics_of(tuned_run)["data_digest"] != of_data
+    weights = speech.whisper_encoder.pretrained(str(whisper_dir))
+    before = speech.whisper_encoder.digest_of(weights)
+    weights["layers.1.fc1.bias"][0] += 1e-6
+    assert speech.whisper_encoder.digest_of(weights) != before
+
+
+def test_a_fine_tuned_whisper_is_proven_and_batched(tuned_run: Path) -> None:
+    """ONNX Runtime agrees, and neither rows nor padding change an answer."""
+    contract = Contract.from_json((tuned_run / "contract.json").read_bytes())
+    assert contract.bounds["samples"] == (1, 30 * RATE)
+    assert contract.batch_axis == "batch"
+    assert paddable_axes(contract) == {"samples"}
+    parity = json.loads((tuned_run / "parity.json").read_text())
+    assert parity["rows_padded_and_not"]["agrees"] is True
+    assert {case["sizes"]["samples"] for case in parity["cases"]} >= {1, 30 * RATE}
+
+
 def test_optimize_and_package_take_it(speech_run: Path, tmp_path: Path) -> None:
     """Variants are judged by the word error rate; the archive holds the reader and its file."""
     run_marship("optimize", speech_run, "--measure-s", "0.2", "--search-s", "3")
@@ -214,20 +296,37 @@ def test_optimize_and_package_take_it(speech_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("given", "message"),
     [
-        (["--bands", "18"], "bands must be a multiple of 4, got 18"),
-        (["--words", "few"], "words must be known or any, got 'few'"),
+        ({"bands": 18, "backbone": "none"}, "bands must be a multiple of 4, got 18"),
+        ({"words": "few"}, "words must be known or any, got 'few'"),
+        ({"longest_s": 40}, "longest_s must be at most 30 with .*, got 40. Use --backbone none"),
+        ({"width": 100}, "width must be 128, as in .*, got 100. Leave out --width, or use"),
+        ({"bands": 40}, "bands must be 80, as in .*, got 40"),
+        ({"blocks": 6}, "blocks must be 2, as in .*, got 6"),
+        ({"frozen": 3}, "frozen must be at most 2, the layers of .*, got 3"),
+        ({"frozen": 1, "backbone": "none"}, "frozen is for a backbone, and there is none"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(
-    speech: ModuleType, words: Path, flag: list[str], message: str
+    speech: ModuleType, words: Path, whisper_dir: Path, given: dict[str, Any], message: str
 ) -> None:
-    """Before anything is read, in one line."""
-    name, value = flag[0].strip("-"), flag[1]
-    settings = speech.Settings(data_dir=words, **{name: int(value) if value.isdigit() else value})
-    with pytest.raises(UsageError, match=message):
-        speech.validated(settings)
+    """Before any recording is read, in one line."""
+    with pytest.raises(UsageError, match=message) as caught:
+        speech.with_weights(
+            speech.validated(
+                speech.Settings(**{"data_dir": words, "backbone": str(whisper_dir), **given})
+            )
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_whisper_is_refused(words: Path) -> None:
+    """The command prints one line, and no traceback."""
+    done = run_recipe("speech", "--data-dir", str(words), "--backbone", str(words))
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "backbone must be whisper-tiny.en, none, or a Whisper" in line
 
 
 def test_another_number_of_symbols_is_refused(speech: ModuleType, words: Path) -> None:

@@ -63,20 +63,26 @@ def values_in(file: Path) -> list[int]:
 def test_utterances_are_joined_from_recordings_of_one_speaker(
     recordings: Path, tmp_path: Path
 ) -> None:
-    """Files hold the digits of their text; indices 0 to 4 and the speaker left out are to test."""
+    """Files hold the digits of their text; indices 0 to 4 and the speaker left out are to test.
+
+    Training utterances are as short as `longest` says.
+    """
     flags = ["--leave-out", "cem", "--utterances", "60", "--synthetic", "0", "--passes", "1"]
-    tables = make(recordings, tmp_path / "out", *flags)
+    tables = make(recordings, tmp_path / "out", *flags, "--longest", "2")
     assert len(tables["train"]) == 60
     used: dict[str, Counter[int]] = {"train": Counter(), "test": Counter()}
+    lengths: dict[str, set[int]] = {"train": set(), "test": set()}
     for part, rows in tables.items():
         for row in rows:
             values = values_in(tmp_path / "out" / part / row["file_name"])
             said = row["transcription"].split()
             if len(values) == len(said):  # else a digit came twice without a pause
                 assert [WORDS[value % 10] for value in values] == said
-            assert 1 <= len(said) <= 8
+            lengths[part].add(len(said))
             assert {("ann", "bob", "cem")[value // 100] for value in values} == {row["speaker"]}
             used[part].update(values)
+    assert lengths["train"] == {1, 2}
+    assert max(lengths["test"]) == 8
     indices = {part: {v // 10 % 10 for v in found} for part, found in used.items()}
     assert indices["train"] == {5, 6}
     assert {v // 100 for v in used["train"]} == {0, 1}
@@ -117,6 +123,14 @@ def test_synthetic_voices_speak_each_digit(
         assert len(long) > 1.3 * len(short) > 0.1 * RATE
         peak = np.abs(short).max()
         assert np.abs(short[:40]).max() > 0.003 * peak
+
+
+def test_several_speakers_are_left_out(recordings: Path, tmp_path: Path) -> None:
+    """Two are for the test only, and the third is learned from."""
+    flags = ["--leave-out", "cem", "--leave-out", "ann", "--utterances", "8", "--synthetic", "0"]
+    tables = make(recordings, tmp_path / "out", *flags, "--passes", "1")
+    assert {row["speaker"] for row in tables["train"]} == {"bob"}
+    assert {row["speaker"] for row in tables["test"]} == {"ann", "bob", "cem"}
 
 
 def test_a_speaker_who_is_not_there_is_refused(recordings: Path, tmp_path: Path) -> None:
