@@ -230,7 +230,10 @@ def validated(settings: Settings) -> Settings:
         raise UsageError(f"words must be known or any, got {settings.words!r}.")
     if settings.backbone == "none":
         if settings.frozen is not None:
-            raise UsageError("frozen is for a backbone, and there is none. Leave out --frozen.")
+            raise UsageError(
+                "frozen must be left out without a backbone, got "
+                f"{settings.frozen}. Leave out --frozen, or give --backbone."
+            )
         settings = with_defaults(settings, FROM_SCRATCH)
         if settings.bands % 4:
             raise UsageError(f"bands must be a multiple of 4, got {settings.bands}.")

@@ -1,4 +1,4 @@
-"""Whisper's encoder as the body of a CTC model: it has heard thousands of speakers.
+"""Whisper's encoder as the body of a CTC model: it was trained on very many speakers.
 
 Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, section 2.2. The
 modules have the names of transformers' WhisperEncoder, so that its weights fit. It is defined here
@@ -26,7 +26,7 @@ TOP_HZ = 8000
 LONGEST_S = 30
 BEFORE, AFTER = 20, 80
 """Silent frames around each recording. Whisper has learned from 30 s with silence at their end; of
-single words without it, those that begin at once are mistaken."""
+single words without it, many are misrecognized."""
 POSITIONS = LONGEST_S * 51 + (BEFORE + AFTER) // 2
 """About one for each 20 ms: frames have a whole number of samples, so not all rates have 50."""
 HEAD = 64
@@ -52,13 +52,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, hidden: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch, positions, width), and which positions are unpadded, (batch, 1, 1, positions)."""
         queries, keys, values = (
             projection(hidden).unflatten(2, (-1, HEAD)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=heard)
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -73,9 +73,9 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(EXPANSION * width, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, hidden: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch, positions, width), and which positions are unpadded, (batch, 1, 1, positions)."""
-        hidden = hidden + self.self_attn(self.self_attn_layer_norm(hidden), heard)
+        hidden = hidden + self.self_attn(self.self_attn_layer_norm(hidden), mask)
         wide = functional.gelu(self.fc1(self.final_layer_norm(hidden)))
         return hidden + self.fc2(wide)  # type: ignore[no-any-return]
 
@@ -122,9 +122,9 @@ class WhisperNetwork(nn.Module):
         hidden = functional.gelu(self.conv1(mel * present)) * present
         hidden = functional.gelu(self.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.places(hidden.shape[1])
-        heard = inside(hidden.transpose(1, 2), (all_frames + 1) // 2)[:, None, None] > 0
+        mask = inside(hidden.transpose(1, 2), (all_frames + 1) // 2)[:, None, None] > 0
         for layer in self.layers:
-            hidden = layer(hidden, heard)
+            hidden = layer(hidden, mask)
         hidden = self.layer_norm(hidden[:, BEFORE // 2 : BEFORE // 2 + length]).transpose(1, 2)
         hidden = self.dropout(hidden) * inside(hidden, kept)[:, None]
         logits = self.spell(hidden.transpose(1, 2))

@@ -305,7 +305,7 @@ def test_optimize_and_package_take_it(speech_run: Path, tmp_path: Path) -> None:
         ({"bands": 40}, "bands must be 80, as in .*, got 40"),
         ({"blocks": 6}, "blocks must be 2, as in .*, got 6"),
         ({"frozen": 3}, "frozen must be at most 2, the layers of .*, got 3"),
-        ({"frozen": 1, "backbone": "none"}, "frozen is for a backbone, and there is none"),
+        ({"frozen": 1, "backbone": "none"}, "frozen must be left out without a backbone, got 1"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(
